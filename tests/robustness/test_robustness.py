@@ -10,6 +10,7 @@ import torch
 from commands import failed, rankfold, succeeded
 from digits import digits, trained, write_weights
 from torch import nn
+from torch.nn.utils import prune
 
 import rankfold as rf
 from rankfold.pipeline.robustness import attack
@@ -267,6 +268,186 @@ def test_a_bound_on_the_condition_number_shows():
         optimizer.step()
     optimizer.settle()
     assert 1 < amplifications(model)[0].condition <= 2 * (1 + 1e-5)
+
+
+def whole(matrix: torch.Tensor) -> tuple[float, int, float]:
+    """Largest singular value, rank, and condition number over the rank, by brute force."""
+    values = torch.linalg.svdvals(matrix.detach().double())
+    rank = int((values > 1e-6 * values[0]).sum())
+    return float(values[0]), rank, float(values[0] / values[rank - 1])
+
+
+def seen(model: nn.Module) -> list[tuple[float, int, float]]:
+    return [(layer.largest, layer.rank, layer.condition) for layer in amplifications(model)]
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(16, 16, 3, groups=4), nn.Conv1d(12, 18, 3, groups=6), nn.Conv2d(8, 8, 3, groups=8),
+        nn.Conv2d(6, 12, 3, groups=6), nn.ConvTranspose2d(8, 12, 3, groups=4), nn.Conv2d(9, 1, 1), nn.Linear(1, 7),
+        nn.Linear(7, 1),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_groups_are_blocks_of_one_matrix_and_no_layer_is_too_thin(layer):
+    weight = layer.weight
+    if isinstance(layer, nn.ConvTranspose2d):  # (inputs, outputs / groups, …)
+        blocks = [part.transpose(0, 1).flatten(1) for part in weight.chunk(layer.groups)]
+    else:
+        blocks = [part.flatten(1) for part in weight.chunk(getattr(layer, "groups", 1))]
+    wanted = torch.block_diag(*blocks)
+    (found,) = amplifications(nn.Sequential(nn.Identity(), layer))
+    assert (found.largest, found.rank, found.condition) == pytest.approx(whole(wanted), rel=1e-5)
+    assert found.shape == wanted.shape
+
+
+def test_a_grouped_layer_of_zeros_in_one_group_has_the_ranks_of_the_others():
+    layer = nn.Conv2d(8, 8, 1, groups=2, bias=False)
+    layer.weight.data[4:] = 0
+    assert seen(nn.Sequential(layer)) == [pytest.approx(whole(layer.weight[:4].flatten(1)), rel=1e-5)]
+
+
+def in_effect(kind: str) -> nn.Linear:
+    layer = nn.Linear(6, 5)
+    if kind == "weight_norm":
+        layer = nn.utils.parametrizations.weight_norm(layer)
+        layer.parametrizations.weight.original0.data.mul_(3)
+    elif kind == "hook":
+        with pytest.warns(FutureWarning):
+            layer = nn.utils.weight_norm(layer)
+        layer.weight_g.data.mul_(3)
+    elif kind == "orthogonal":
+        layer = nn.utils.parametrizations.orthogonal(layer)
+    elif kind == "pruned":
+        prune.l1_unstructured(layer, "weight", 0.5)
+    return layer
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "hook", "orthogonal", "pruned"])
+def test_a_weight_that_is_computed_at_every_call_counts_as_it_is_computed(kind):
+    torch.manual_seed(0)
+    model = nn.Sequential(in_effect(kind), nn.Tanh(), nn.Linear(5, 2)).eval()
+    found = rf.robustness(model, (torch.randn(40, 6), torch.arange(40) % 2), linf=[0.1], l2=[])
+    effective = (model[0](torch.eye(6)) - model[0].bias).T
+    assert [layer.name for layer in found.layers] == ["0", "2"]
+    assert seen(model) == [pytest.approx(whole(each), rel=1e-4) for each in (effective, model[2].weight)]
+    assert found.gain == pytest.approx(found.layers[0].largest * found.layers[1].largest)
+    assert not found.notes
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.Linear(4, 3), nn.Conv2d(3, 8, 3), nn.MultiheadAttention(8, 2), nn.GRU(4, 8)], ids=str
+)
+def test_a_model_that_is_one_layer_has_its_table(layer):
+    wrapped = amplifications(nn.Sequential(layer))
+    found = amplifications(layer)
+    assert seen(layer) == seen(nn.Sequential(layer))
+    assert found
+    assert [each.name for each in found] == [each.name[2:] or type(layer).__name__ for each in wrapped]
+
+
+def test_what_is_stored_as_whole_numbers_is_one_layer_too():
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(40, 32), nn.ReLU(), nn.Linear(32, 4)).eval()
+    small = rf.apply_(
+        copy.deepcopy(dense), rf.plan(dense, rf.Ranks({"0": 5}), "truncate", forms="int8", example=torch.randn(1, 40))
+    )
+    assert "Rounded" in str(small)
+    x = torch.eye(40)
+    wanted = (small[0](x) - small[0](torch.zeros(1, 40))).T
+    assert seen(small)[0] == pytest.approx(whole(wanted), rel=1e-3)
+
+
+class Own(nn.Module):
+    """Multiplies in code of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixed, self.pair, self.last = nn.Parameter(torch.eye(4)), nn.Bilinear(4, 4, 3), nn.Linear(3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.pair(x, x @ self.mixed))
+
+
+def test_what_is_left_out_is_named():
+    x = torch.randn(20, 4)
+    found = rf.robustness(Own(), (x, torch.arange(20) % 2), linf=[0.1], l2=[])
+    assert [layer.name for layer in found.layers] == ["last"]
+    (note,) = found.notes
+    assert all(name in note for name in ("∏σ₁", "mixed (", "pair.weight (")), note
+    assert found.to_dict()["notes"] == [note]
+
+
+def test_reading_a_weight_in_training_mode_does_not_change_it():
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(8, 8))).train()
+    before = copy.deepcopy(model.state_dict())
+    assert seen(model) == seen(model)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training
+    assert model[0].training
+
+
+# --- which samples
+
+
+def sorted_classes() -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+    """Answers 0 whatever comes, which is right for the first third of the samples."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3))
+    model[0].bias.data = torch.tensor([99.0, 0.0, 0.0])
+    return model, torch.randn(3000, 4), torch.arange(3).repeat_interleave(1000)
+
+
+class Mine:
+    """In memory, in a class of its own."""
+
+    def __init__(self, inputs: torch.Tensor, labels: torch.Tensor) -> None:
+        self.inputs, self.labels = inputs, labels
+
+    def normalize(self, batch: torch.Tensor) -> torch.Tensor:
+        return batch / 2
+
+
+@pytest.mark.parametrize("kind", [lambda x, y: (x, y), torch.utils.data.TensorDataset, Mine])
+def test_samples_are_drawn_of_whatever_is_in_memory(kind):
+    model, x, y = sorted_classes()
+    how = {"linf": [0.01], "l2": [], "samples": 600}
+    found = rf.robustness(model, kind(x, y), **how)
+    assert (found.samples, found.clean) == (600, pytest.approx(1 / 3, abs=0.08))  # four deviations
+    assert rf.robustness(model, kind(x, y), **how) == found
+    assert rf.robustness(model, kind(x, y), **how, seed=1) != found
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_input_that_is_not_finite_is_named(value):
+    model, x, y = sorted_classes()
+    x[2345, 2] = value
+    for samples in (3000, None):
+        with pytest.raises(ValueError, match=r"sample 2345 holds NaN or infinity.*leave this sample out, or mend it"):
+            rf.robustness(model, (x, y), linf=[0.01], l2=[], samples=samples)
+    with pytest.raises(ValueError, match="sample 345 holds"):  # read once: counted from what came
+        rf.robustness(model, iter([(x[2000:], y[2000:])]), linf=[0.01], l2=[])
+
+
+def test_of_one_score_the_advice_can_be_followed():
+    torch.manual_seed(0)
+    x = torch.randn(30, 4)
+    y, single = (x[:, :1] > 0).float(), nn.Linear(4, 1)
+    with pytest.raises(
+        ValueError, match=r"multi-label: the network gives one number.*torch\.cat\(\[-z, z\], 1\)"
+    ) as error:
+        rf.robustness(single, (x, y), linf=[0.1], l2=[])
+    assert "objective='classification'" not in str(error.value)
+    two = nn.Sequential(nn.Linear(4, 2))
+    two[0].weight.data, two[0].bias.data = (torch.cat([-part, part]).detach() for part in single.parameters())
+    found = rf.robustness(two, (x, y.long().squeeze(1)), linf=[0.1], l2=[])
+    assert found.clean == pytest.approx(float(((single(x) > 0) == (y > 0.5)).double().mean()))
+    with pytest.raises(ValueError, match="give data with a class for each sample"):
+        rf.robustness(two, x, linf=[0.1], l2=[])
+    several = (torch.rand(30, 2) > 0.5).float()
+    with pytest.raises(ValueError, match="give objective='classification' if"):
+        rf.robustness(two, (x, several), linf=[0.1], l2=[])
 
 
 # --- from the command line

@@ -538,3 +538,38 @@ def test_in_the_trainer_of_transformers_probes_are_asked_every_so_many_steps(tmp
     assert len(asked) == 3
     with pytest.raises(ValueError, match="steps must be"):
         recorder.callback(steps=0)
+
+
+@pytest.mark.parametrize("stops", ["of itself", "early"])
+def test_the_last_step_is_recorded_also_where_the_best_checkpoint_is_put_back(tmp_path, stops):
+    from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainingArguments
+
+    model, held = Classifier(), {}
+    x = torch.randn(48, 6, generator=torch.Generator().manual_seed(0))
+    data = [{"x": row, "labels": int(label)} for row, label in zip(x, x[:, :3].argmax(1), strict=True)]
+
+    class Keep(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            held[state.global_step] = model.head.weight.detach().clone()
+
+    asked = TrainingArguments(
+        output_dir=str(tmp_path), num_train_epochs=2, per_device_train_batch_size=8, learning_rate=0.05, use_cpu=True,
+        eval_strategy="epoch", save_strategy="epoch", report_to="none", disable_tqdm=True, logging_strategy="no",
+        load_best_model_at_end=True, metric_for_best_model="eval_worst", greater_is_better=True,
+    )  # fmt: skip
+    scores = iter([1.0, 0.0, 0.0])  # the first epoch is the best
+    with rf.SpectrumRecorder(model, rank=2) as recorder:
+        early = [EarlyStoppingCallback(1)] if stops == "early" else []
+        calls = [recorder.callback(steps=5), Keep(), *early]
+        asked.num_train_epochs = 5 if early else 2
+        Trainer(
+            model, asked, train_dataset=data, eval_dataset=data[:8], callbacks=calls,
+            compute_metrics=lambda given: {"worst": next(scores)},
+        ).train()  # fmt: skip
+    assert torch.equal(model.head.weight, held[6])
+    assert sorted(held)[-1] == 12
+    frame = recorder.frame()
+    assert sorted(set(frame.epoch)) == [0.0, 5.0, 10.0, 12.0]
+    for step in (5, 10, 12):
+        norm = float(torch.linalg.svdvals(held[step])[0])
+        assert frame.query(f"epoch == {step} and site == 'head'").spectral_norm.item() == pytest.approx(norm)

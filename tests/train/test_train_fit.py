@@ -12,6 +12,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
+from rankfold.objectives import objective
 from rankfold.train import Augment, Distill, Plateau, Recipe, Relax, TrainingError, checkpoint, evaluate, fit
 
 RECIPE = Recipe(epochs=3, batch_size=64, learning_rate=0.05, warmup=0.1)
@@ -629,3 +630,37 @@ def test_other_faults_of_a_single_sample_come_through():
 
     with pytest.raises(ValueError, match="never alone"):
         fit(Picky(), loader(rows(5), 4), None, replace(RECIPE, epochs=1, batch_size=4))
+
+
+def test_smooth_labels_are_refused_where_nothing_would_be_smoothed():
+    x = torch.randn(32, 4)
+    recipe = Recipe(epochs=1, batch_size=16, label_smoothing=0.5)
+    mine = objective("mine", loss=lambda output, batch: (output - batch[1]).square().mean())
+    numbers, labels, yes = torch.randn(32, 2), torch.arange(32) % 2, (torch.randn(32, 2) > 0).float()
+    for target, chosen in ((numbers, None), (numbers, "regression"), (numbers, mine)):
+        with pytest.raises(
+            TrainingError, match=r"label_smoothing=0\.5, and the objective .* leave label_smoothing out"
+        ):
+            fit(nn.Linear(4, 2), (x, target), None, recipe, objective=chosen)
+    with pytest.raises(TrainingError, match="the objective teacher has no labels"):
+        fit(nn.Linear(4, 2), x, None, recipe, teacher=nn.Linear(4, 2))
+    with pytest.raises(TrainingError, match="distills with weight 1"):
+        fit(nn.Linear(4, 2), (x, labels), None, replace(recipe, distill=Distill(weight=1)), teacher=nn.Linear(4, 2))
+    for target in (labels, yes):  # and where there are labels it does what it says
+        losses = []
+        for smoothing in (0.0, 0.5):
+            torch.manual_seed(0)
+            how = replace(recipe, label_smoothing=smoothing)
+            losses.append(fit(nn.Linear(4, 2), (x, target), None, how).epochs[0].train_loss)
+        assert losses[0] != losses[1]
+    with pytest.raises(TrainingError, match=r"give a rankfold\.Recipe, not a dict: Recipe\.from_dict"):
+        fit(nn.Linear(4, 2), (x, labels), None, {"epochs": 1})
+
+
+def test_progress_comes_after_every_batch_and_with_the_record_after_the_last():
+    seen = []
+    data = torch.randn(40, 4), torch.arange(40) % 2
+    history = fit(nn.Linear(4, 2), data, data, Recipe(epochs=2, batch_size=10), progress=seen.append)
+    assert [(step.epoch, step.batch) for step in seen] == [(e, b) for e in (1, 2) for b in (1, 2, 3, 4)]
+    assert [step.finished for step in seen if step.finished] == list(history.epochs)
+    assert [step.finished is not None for step in seen] == [False, False, False, True] * 2

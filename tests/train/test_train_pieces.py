@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -57,6 +58,58 @@ def test_recipes_say_how_their_optimizer_decays():
 def test_recipe_refuses_values_out_of_range_by_name(key, value):
     with pytest.raises(ValueError, match="nesterov" if (key, value) == ("momentum", 0.0) else key):
         Recipe(**{key: value})
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wanted"),
+    [
+        *(
+            (key, text, "True or False")
+            for key in ("nesterov", "decay_vectors")
+            for text in ("no", "false", 0, 1, None)
+        ),
+        *(
+            (key, value, "a .*number")
+            for key in ("learning_rate", "momentum", "weight_decay", "warmup", "label_smoothing", "ema", "clip_norm")
+            for value in ("1e-3", True, [0.1])
+        ),
+        *((key, "2", "a whole number") for key in ("epochs", "batch_size", "seed")),
+        *((key, ["sgd"], "one of") for key in ("optimizer", "schedule", "precision")),
+        ("learning_rate", None, "a number"),
+        ("augment", True, r"None or an rankfold\.train\.Augment"),
+        ("augment", {"flip": True}, "Augment"),
+        ("distill", 0.9, r"None or a rankfold\.train\.Distill"),
+        ("plateau", {"factor": 0.1}, "Plateau"),
+        ("relax", 0.5, "Relax"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_in_a_sentence(key, value, wanted):
+    with pytest.raises(ValueError, match=rf"^recipe: {key} must be .*{wanted}.*, got ") as error:
+        Recipe(**{key: value})
+    assert "\n" not in str(error.value)
+    if not isinstance(value, dict):  # from a file it is a part
+        with pytest.raises(ValueError, match=rf"^recipe: {key} must be"):
+            Recipe.from_dict({key: value})
+
+
+@pytest.mark.parametrize(
+    ("part", "key", "value"),
+    [
+        (Augment, "crop_padding", 2.5), (Augment, "crop_padding", "4"), (Augment, "flip", "no"),
+        (Distill, "temperature", "4"), (Distill, "weight", "1"), (Distill, "weight", True), (Plateau, "factor", "0.1"),
+        (Plateau, "patience", "3"), (Plateau, "threshold", "0"), (Relax, "after", "0.5"), (Relax, "factor", None),
+    ],
+)  # fmt: skip
+def test_so_is_one_in_a_part_of_a_recipe(part, key, value):
+    with pytest.raises(ValueError, match=rf"^recipe: {part.__name__}\.{key} must be .*, got "):
+        part(**{key: value})
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert (
+        Recipe(learning_rate=np.float64(0.1), weight_decay=np.float32(0.5), nesterov=False, momentum=0).learning_rate
+        == 0.1
+    )
 
 
 def test_recipe_refuses_unknown_keys():

@@ -31,6 +31,7 @@ class Objective:
         by_token: whether the answers are scores of tokens, of which the softmax is a distribution: what is lost is then
             forecast in nats for a token.
         diverges_in: the unit of ``divergence``, a key of ``rankfold.objectives.units``.
+        smooths: whether ``losses`` can smooth its targets (``label_smoothing``), as those of classes.
         remedy: what to do where a batch holds no targets.
 
     Example:
@@ -42,6 +43,7 @@ class Objective:
     labelled = True
     by_token: ClassVar[bool] = False
     diverges_in: ClassVar[str] = CHANGE
+    smooths: ClassVar[bool] = True
     remedy: ClassVar[str] = "give batches (inputs, targets), or mappings with a key labels"
 
     @property

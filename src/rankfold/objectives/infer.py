@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from rankfold.objectives.base import Objective
 from rankfold.objectives.evaluation import ObjectiveError
 from rankfold.objectives.kinds.classification import IGNORE, Classification, TokenClassification
 from rankfold.objectives.kinds.language import CausalLanguageModel, MaskedLanguageModel
-from rankfold.objectives.kinds.multilabel import MultiLabel
+from rankfold.objectives.kinds.multilabel import MultiLabel, is_binary
 from rankfold.objectives.kinds.regression import Regression, alike
 from rankfold.objectives.kinds.teacher import Teacher
 from rankfold.objectives.names import objective_named
@@ -31,8 +32,11 @@ class Inferred:
         return f"objective: {self.objective} ({self.why})"
 
 
-def infer(output: Any, batch: Any) -> Inferred:
+def infer(output: Any, batch: Any, known: Sequence[Tensor] = ()) -> Inferred:
     """The objective that an output and the targets of its batch fit; ``ObjectiveError`` where two fit equally well.
+
+    ``known``: all targets of the data, in parts, as far as they are in memory: numbers that are 0 and 1 in one batch
+    alone, or sum to 1 there, are no labels. Where they come later, the objective itself refuses them.
 
     Without targets it is ``Teacher``, but for the language models of transformers, which say by the type of their
     output what they are; class axes follow from the shapes, as in torch's cross entropy.
@@ -47,7 +51,7 @@ def infer(output: Any, batch: Any) -> Inferred:
         return Inferred(MaskedLanguageModel(), "the model gives masked tokens")
     if "Seq2SeqLMOutput" in kind:
         return Inferred(CausalLanguageModel(shift=False), "the model gives tokens at the places of its labels")
-    found, beside = _of_targets(main_tensor(output), target, batch), unseen_outputs(output)
+    found, beside = _of_targets(main_tensor(output), target, batch, known), unseen_outputs(output)
     return replace(found, why=f"{found.why}; {beside}") if beside else found
 
 
@@ -72,7 +76,7 @@ def unseen_outputs(output: Any) -> str:
     )
 
 
-def _of_targets(values: Tensor, target: Any, batch: Any) -> Inferred:
+def _of_targets(values: Tensor, target: Any, batch: Any, known: Sequence[Tensor]) -> Inferred:
     if not isinstance(target, Tensor) or target.is_complex() or target.is_quantized:
         given = target.dtype if isinstance(target, Tensor) else type(target).__name__
         tensors = "make each target one tensor (torch.tensor(labels)), " if isinstance(target, list | tuple) else ""
@@ -84,11 +88,11 @@ def _of_targets(values: Tensor, target: Any, batch: Any) -> Inferred:
             "those of the original"
         )
     if target.is_floating_point() or target.dtype == torch.bool:
-        return _of_numbers(values, target)
+        return _of_numbers(values, target, known)
     if values.dim() == 3 and target.shape == values.shape[:2]:
-        known = _of_tokens(values, target, batch)
-        if known is not None:
-            return known
+        tokens = _of_tokens(values, target, batch)
+        if tokens is not None:
+            return tokens
     if target.dim() > 1 and target.shape[-1] == 1 and target.dim() == values.dim() and values.shape[-1] > 1:
         target = target.squeeze(-1)
     fits = [axis for axis in (1, -1) if _fits(values, target, axis)]
@@ -106,9 +110,7 @@ def _of_targets(values: Tensor, target: Any, batch: Any) -> Inferred:
         what = "sample" if values.dim() == 2 else "position"
         return Inferred(Classification(), f"one class index for each {what}")
     if alike(values, target):
-        if _binary(target) and target.numel():
-            return Inferred(MultiLabel(), f"targets 0 and 1, one for each output{_of_classes(target)}")
-        return Inferred(Regression(), "one number for each output")
+        return _of_yes_and_no(target, known) or Inferred(Regression(), "one number for each output")
     raise ObjectiveError(
         f"targets of shape {tuple(target.shape)}, {_dtype(target)}, do not fit outputs of shape "
         f"{tuple(values.shape)}: give class indices (N, …) for outputs (N, classes, …), or one number for each "
@@ -117,25 +119,47 @@ def _of_targets(values: Tensor, target: Any, batch: Any) -> Inferred:
     )
 
 
-def _of_numbers(values: Tensor, target: Tensor) -> Inferred:
+def _of_numbers(values: Tensor, target: Tensor, known: Sequence[Tensor]) -> Inferred:
     if not alike(values, target):
         raise ObjectiveError(
             f"targets of shape {tuple(target.shape)}, {_dtype(target)}, do not fit outputs of shape "
             f"{tuple(values.shape)}: give one number for each output{_counts(values, target)}"
         )
-    if target.dtype == torch.bool or (target.numel() and _binary(target)):
+    if target.dtype == torch.bool:
         return Inferred(MultiLabel(), f"targets 0 and 1, one for each output{_of_classes(target)}")
-    sums = target.double().sum(1) if target.dim() == 2 and target.shape[1] > 1 else None
-    if sums is not None and bool((target >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4):
+    labels = _of_yes_and_no(target, known)
+    if labels is not None:
+        return labels
+    if target.numel() and all(bool(part.isnan().all()) for part in (target, *known)):
+        raise ObjectiveError(
+            "every target is NaN, which is unknown, and does not tell what the others are: say it with objective= "
+            "(--objective), regression for numbers or multi-label for 0 and 1"
+        )
+    if all(_sum_to_one(part) for part in (target, *known)):
         return Inferred(Classification(), "probabilities of the classes for each sample")
     return Inferred(Regression(), "one number for each output")
 
 
-def _of_classes(target: Tensor) -> str:
+def _of_yes_and_no(target: Tensor, known: Sequence[Tensor]) -> Inferred | None:
+    """Of numbers that are 0 and 1 wherever they are known; None for others."""
+    parts = (target, *known)
+    if not all(map(is_binary, parts)) or all(bool(part.isnan().all()) for part in parts):
+        return None
+    return Inferred(MultiLabel(told=True), f"targets 0 and 1, one for each output{_of_classes(*parts)}")
+
+
+def _sum_to_one(target: Tensor) -> bool:
+    if target.dim() != 2 or target.shape[1] < 2:
+        return False
+    sums = target.double().sum(1)
+    return bool((target >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-4)
+
+
+def _of_classes(*parts: Tensor) -> str:
     """What to say where exactly one target of each sample or position is 1, as it is of classes."""
-    if target.dim() < 2 or target.shape[1] < 2 or not bool((target.sum(1) == 1).all()):
+    if any(part.dim() < 2 or part.shape[1] < 2 or not bool((part.sum(1) == 1).all()) for part in parts):
         return ""
-    name, each = ("classification", "sample") if target.dim() == 2 else ("segmentation", "position")
+    name, each = ("classification", "sample") if parts[0].dim() == 2 else ("segmentation", "position")
     return f"; exactly one of each {each} is 1: if that is its class, give --objective {name}"
 
 
@@ -146,10 +170,6 @@ def _counts(values: Tensor, target: Tensor) -> str:
             return f", {values.shape[1]} a sample, not {target.shape[1]}"
         return ""
     return "; class labels are integers (.long())"
-
-
-def _binary(target: Tensor) -> bool:
-    return bool(((target == 0) | (target == 1)).all())
 
 
 def _dtype(target: Tensor) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from rankfold.objectives.evaluation import Figure, ObjectiveError
 class Own(Objective):
     """An objective of one's own; made by ``objective``."""
 
+    smooths: ClassVar[bool] = False
     name: str
     loss: Callable[[Any, Any], Tensor]
     figure: Callable[[Any, Any], Any] | None = None

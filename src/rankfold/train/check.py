@@ -62,6 +62,7 @@ def checked(
         )
     chosen = choose(model, data.data, objective).objective
     _check_teacher(recipe, teacher, chosen)
+    _check_smoothing(recipe, chosen)
     sample = _sample(data, 2)
     output = _output(model, sample, recipe, "the model")
     with named("train"):
@@ -102,6 +103,22 @@ def _check_teacher(recipe: Recipe, teacher: nn.Module | None, objective: Objecti
     if recipe.distill is None and teacher is not None and objective.labelled:
         raise TrainingError(
             "a teacher is given, and the recipe does not distil: set distill in the recipe, or leave teacher= out"
+        )
+
+
+def _check_smoothing(recipe: Recipe, objective: Objective) -> None:
+    """TrainingError where the recipe asks for smooth labels and nothing would be smoothed."""
+    if not recipe.label_smoothing:
+        return
+    given = f"the recipe has label_smoothing={recipe.label_smoothing:g}, and"
+    if not (objective.labelled and objective.smooths):
+        raise TrainingError(
+            f"{given} the objective {objective} has no labels of classes to smooth: leave label_smoothing out"
+        )
+    if recipe.distill is not None and recipe.distill.weight == 1:
+        raise TrainingError(
+            f"{given} distills with weight 1, by which labels do not count: leave label_smoothing out, or give Distill "
+            "a weight below 1"
         )
 
 

@@ -17,6 +17,7 @@ from rankfold.observe.passes import fitting_layout, laid_out
 from rankfold.train import feed
 from rankfold.train.errors import TrainingError
 from rankfold.train.randomness import same_draws, seeded
+from rankfold.train.targets import known_targets
 
 _ENOUGH = 64  # samples from which an objective is told
 
@@ -40,7 +41,8 @@ def evaluate(
         batch_size: of the passes. Larger ones are slower on a CPU: what one layer writes is no longer in the cache when
             the next one reads it.
         role: names the data in errors.
-        objective: what outputs and targets mean, as an object or by name; told from the first batch by default.
+        objective: what outputs and targets mean, as an object or by name; by default told from the first batch and all
+            targets that are in memory.
         teacher: the original, where outputs are to be compared with its own.
 
     Returns:
@@ -109,7 +111,7 @@ def counted(
             alike = nullcontext() if teacher is None else same_draws(model, number)
             with alike:
                 output = forward(model, laid_out(batch, layout))
-            chosen = infer(output, batch).objective if chosen is None else chosen
+            chosen = infer(output, batch, known_targets(data)).objective if chosen is None else chosen
             if apart or not sums:
                 sums.append(chosen.figures())
             taught = None
@@ -127,7 +129,7 @@ def choose(
     role: str = "train",
 ) -> Inferred:  # fmt: skip
     """The objective that was asked for, or else what the data `said` of themselves, or else the one that `model` and a
-    first batch of `data` tell.
+    first batch of `data`, with all targets that are in memory, tell.
 
     Random states are left as found. Raises TrainingError where they do not tell, or where `data` are empty.
     """
@@ -139,7 +141,7 @@ def choose(
     generators = feed.Feed(data, _ENOUGH, None).generators()
     with seeded(0, torch.device("cpu"), generators), evaluating(model), named(role):
         for batch in feed.ordered(data, _ENOUGH):
-            return infer(forward(model, batch), batch)
+            return infer(forward(model, batch), batch, known_targets(data))
     raise TrainingError(f"{role} data: it is empty; give at least one batch")
 
 

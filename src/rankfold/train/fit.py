@@ -71,7 +71,9 @@ def fit(
         directory: ``checkpoint-*.pt`` is written there after every epoch, and ``metrics.jsonl`` holds a line for each.
             The same call resumes after an interruption and computes, on the same machine with the same number of
             threads, the very same weights; a finished run is only read back.
-        progress: called after each epoch.
+        progress: called as ``progress(step)`` after every batch, with a ``rankfold.train.Progress``. After the last
+            batch of an epoch it is called once the epoch is validated and saved, and ``step.finished`` has its record;
+            before, ``finished`` is None: whoever wants epochs alone looks at that. What it raises ends the training.
         objective: as in ``rankfold.evaluate``; its losses are minimised, with a teacher also the distance from its
             outputs.
         optimizer: makes the optimizer in place of the recipe's own, from the model, one of torch's classes, ``groups``
@@ -95,6 +97,10 @@ def fit(
         [1, 2]
     """
     settled()
+    if not isinstance(recipe, Recipe):
+        raise TrainingError(
+            f"recipe: give a rankfold.Recipe, not a {type(recipe).__name__}: Recipe.from_dict makes one of a dict"
+        )
     data = Feed(train, recipe.batch_size, recipe.augment)
     device = _device(model)
     with (

@@ -1,8 +1,11 @@
 """How to train, as one frozen value that can be written down, compared and replayed."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from math import isfinite
+from math import inf
 from typing import Any, Literal
+
+from rankfold.train.values import flag, one_of, positive, real, require, whole
 
 Optimizer = Literal["sgd", "adam", "adamw"]
 Schedule = Literal["cosine", "one-cycle", "step", "constant", "plateau"]
@@ -18,7 +21,9 @@ class Augment:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        _require(self.crop_padding >= 0, "Augment.crop_padding", self.crop_padding, "at least 0")
+        fits = whole(self.crop_padding) and self.crop_padding >= 0
+        require(fits, "Augment.crop_padding", self.crop_padding, "a whole number, at least 0")
+        flag("Augment.flip", self.flip)
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,8 @@ class Distill:
     weight: float = 0.9
 
     def __post_init__(self) -> None:
-        _require(_positive(self.temperature), "Distill.temperature", self.temperature, "positive and finite")
-        _require(0 < self.weight <= 1, "Distill.weight", self.weight, "above 0 and at most 1")
+        require(positive(self.temperature), "Distill.temperature", self.temperature, "positive and finite")
+        require(real(self.weight) and 0 < self.weight <= 1, "Distill.weight", self.weight, "above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,9 @@ class Plateau:
     threshold: float = 1e-4
 
     def __post_init__(self) -> None:
-        _require(0 < self.factor < 1, "Plateau.factor", self.factor, "between 0 and 1")
-        _require(_whole(self.patience) and self.patience >= 0, "Plateau.patience", self.patience, "a whole number ≥ 0")
-        _require(0 <= self.threshold < 1, "Plateau.threshold", self.threshold, "in [0, 1)")
+        require(real(self.factor) and 0 < self.factor < 1, "Plateau.factor", self.factor, "between 0 and 1")
+        require(whole(self.patience) and self.patience >= 0, "Plateau.patience", self.patience, "a whole number ≥ 0")
+        require(real(self.threshold) and 0 <= self.threshold < 1, "Plateau.threshold", self.threshold, "in [0, 1)")
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,13 @@ class Relax:
     factor: float = 0.0
 
     def __post_init__(self) -> None:
-        _require(0 < self.after < 1, "Relax.after", self.after, "a fraction of the run, between 0 and 1")
-        _require(0 <= self.factor < 1, "Relax.factor", self.factor, "at least 0 and below 1")
+        require(
+            real(self.after) and 0 < self.after < 1, "Relax.after", self.after, "a fraction of the run, between 0 and 1"
+        )
+        require(real(self.factor) and 0 <= self.factor < 1, "Relax.factor", self.factor, "at least 0 and below 1")
+
+
+_PARTS = {"augment": Augment, "distill": Distill, "plateau": Plateau, "relax": Relax}
 
 
 @dataclass(frozen=True)
@@ -95,7 +105,8 @@ class Recipe:
         decay_vectors: whether vectors and scalars (normalisation, biases) are decayed too.
         schedule: scales the rate after the warm-up; "plateau" needs validation data.
         warmup: the fraction of all steps in which the rate rises linearly.
-        label_smoothing: the share of the target that all classes get.
+        label_smoothing: the share of the target that all classes get; refused by ``fit`` where the objective has no
+            classes.
         augment: changes of training images.
         distill: learning from a teacher.
         precision: "bfloat16" computes forward passes under autocast, with parameters and loss in their own dtype;
@@ -108,7 +119,7 @@ class Recipe:
         relax: lets weight decay go late in the run.
 
     Raises:
-        ValueError: a value out of range.
+        ValueError: a value out of range, or of another type, such as a number in quotes.
 
     Example:
         >>> rf.Recipe(epochs=5, optimizer="adamw", learning_rate=1e-3).epochs
@@ -136,41 +147,52 @@ class Recipe:
     relax: Relax | None = None
 
     def __post_init__(self) -> None:
-        _require(_whole(self.epochs) and self.epochs >= 1, "epochs", self.epochs, "a whole number, at least 1")
-        _require(
-            _whole(self.batch_size) and self.batch_size >= 1,
-            "batch_size",
-            self.batch_size,
-            "a whole number, at least 1",
-        )
-        _one_of("optimizer", self.optimizer, Optimizer)
-        _one_of("schedule", self.schedule, Schedule)
-        _one_of("precision", self.precision, Precision)
-        _require(_positive(self.learning_rate), "learning_rate", self.learning_rate, "positive and finite")
-        _require(0 <= self.momentum < 1, "momentum", self.momentum, "at least 0 and below 1")
-        _require(
+        one_of("optimizer", self.optimizer, Optimizer)
+        one_of("schedule", self.schedule, Schedule)
+        one_of("precision", self.precision, Precision)
+        for name in ("nesterov", "decay_vectors"):
+            flag(name, getattr(self, name))
+        for name, part in _PARTS.items():
+            value = getattr(self, name)
+            kind = f"{'an' if part is Augment else 'a'} rankfold.train.{part.__name__}"
+            require(value is None or isinstance(value, part), name, value, f"None or {kind}")
+        self._check_numbers()
+        require(
             not (self.optimizer == "sgd" and self.nesterov and self.momentum == 0),
             "nesterov",
             self.nesterov,
             "False where momentum is 0",
         )
-        _require(0 <= self.weight_decay < float("inf"), "weight_decay", self.weight_decay, "at least 0")
-        _require(
+        require(
             self.plateau is None or self.schedule == "plateau",
             "plateau",
             self.plateau,
             f"left out where the schedule is {self.schedule}",
         )
-        _require(0 <= self.warmup < 1, "warmup", self.warmup, "a fraction of the run, at least 0 and below 1")
-        _require(0 <= self.label_smoothing < 1, "label_smoothing", self.label_smoothing, "in [0, 1)")
-        _require(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "None or between 0 and 1")
-        _require(
-            self.clip_norm is None or _positive(self.clip_norm),
-            "clip_norm",
-            self.clip_norm,
-            "None or positive",
+
+    def _check_numbers(self) -> None:
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            require(whole(value) and value >= 1, name, value, "a whole number, at least 1")
+        require(whole(self.seed) and 0 <= self.seed < 2**63, "seed", self.seed, "a whole number in [0, 2^63)")
+        require(positive(self.learning_rate), "learning_rate", self.learning_rate, "a number, positive and finite")
+        for name, most, wanted in (
+            ("momentum", 1, "a number, at least 0 and below 1"),
+            ("weight_decay", inf, "a number, at least 0"),
+            ("warmup", 1, "a fraction of the run, a number of at least 0 and below 1"),
+            ("label_smoothing", 1, "a number in [0, 1)"),
+        ):
+            value = getattr(self, name)
+            require(real(value) and 0 <= value < most, name, value, wanted)
+        require(
+            self.ema is None or (real(self.ema) and 0 < self.ema < 1),
+            "ema",
+            self.ema,
+            "None or a number between 0 and 1",
         )
-        _require(_whole(self.seed) and 0 <= self.seed < 2**63, "seed", self.seed, "a whole number in [0, 2^63)")
+        require(
+            self.clip_norm is None or positive(self.clip_norm), "clip_norm", self.clip_norm, "None or a positive number"
+        )
 
     @property
     def decay(self) -> Decay:
@@ -189,9 +211,9 @@ class Recipe:
     def from_dict(cls, values: dict[str, Any]) -> "Recipe":
         """The recipe with these values, defaults elsewhere; ValueError names a key that no recipe has."""
         values = dict(values)
-        for key, part in (("augment", Augment), ("distill", Distill), ("plateau", Plateau), ("relax", Relax)):
-            if values.get(key) is not None:
-                values[key] = part(**_known(f"{key}.", part, values[key]))
+        for key, part in _PARTS.items():
+            if isinstance(values.get(key), Mapping):
+                values[key] = part(**_known(f"{key}.", part, dict(values[key])))
         return cls(**_known("", cls, values))
 
     def without_teacher(self) -> "Recipe":
@@ -205,21 +227,3 @@ def _known(prefix: str, cls: type, values: dict[str, Any]) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"recipe: there is no {prefix}{unknown[0]}: the settings are {', '.join(sorted(names))}")
     return values
-
-
-def _one_of(name: str, value: object, choices: Any) -> None:
-    allowed = choices.__args__
-    _require(value in allowed, name, value, "one of " + ", ".join(allowed))
-
-
-def _positive(value: float) -> bool:
-    return isfinite(value) and value > 0
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _require(holds: bool, name: str, value: object, wanted: str) -> None:
-    if not holds:
-        raise ValueError(f"recipe: {name} must be {wanted}, got {value!r}")

@@ -2,14 +2,14 @@
 
 import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rankfold.batches import tensors_in
 from rankfold.layers import InTraining
@@ -21,8 +21,8 @@ from rankfold.train.errors import TrainingError
 from rankfold.train.history import Epoch
 from rankfold.train.recipe import Recipe
 from rankfold.train.step.groups import parameter_groups
+from rankfold.train.weights import Weights, average_, copied, is_weight, narrowed, shapes, widened
 
-Weights = dict[str, Tensor]
 Make = Callable[..., torch.optim.Optimizer]  # (model, class of torch, groups=…, **settings): the optimizer
 
 
@@ -61,8 +61,8 @@ class Run:
             raise TrainingError("ema: an average of weights of low rank is not of low rank itself: leave ema out")
         optimizer = _optimizer(model, recipe, make)
         place = None if directory is None else Path(directory)
-        weights = _copy(model.state_dict())
-        mean = None if recipe.ema is None else _copy(weights)
+        weights = copied(model.state_dict())
+        mean = None if recipe.ema is None else widened(weights)
         run = cls(model, recipe, optimizer, place, batches, objective, mean, weights, team)
         run.best_met = bool(getattr(optimizer, "met", True))
         saved = None if place is None else checkpoint.load(place)
@@ -80,11 +80,7 @@ class Run:
         if self.mean is None or self.recipe.ema is None:
             return
         decay = min(self.recipe.ema, (1 + self.steps) / (10 + self.steps))
-        for name, value in self.model.state_dict().items():
-            if value.is_floating_point():
-                self.mean[name].lerp_(value, 1 - decay)
-            else:
-                self.mean[name].copy_(value)
+        average_(self.mean, self.model.state_dict(), 1 - decay)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -92,8 +88,8 @@ class Run:
         if self.mean is None:
             yield
             return
-        present = _copy(self.model.state_dict())
-        self.model.load_state_dict(self.mean)
+        present = copied(self.model.state_dict())
+        self.model.load_state_dict(narrowed(self.mean, present))
         try:
             yield
         finally:
@@ -126,7 +122,8 @@ class Run:
         met = bool(getattr(self.optimizer, "met", True))
         if met > self.best_met or (met == self.best_met and (score is None or best is None or score > best)):
             self.best_epoch, self.best_met = record.epoch, met
-            self.best = _copy(self.model.state_dict() if self.mean is None else self.mean)
+            weights = self.model.state_dict()
+            self.best = copied(weights) if self.mean is None else narrowed(self.mean, weights)
         self.save()
 
     def _best_score(self) -> tuple[float, float] | None:
@@ -136,7 +133,7 @@ class Run:
 
     def share_best(self) -> None:
         """Give all processes the best weights of the first, whose buffers were validated."""
-        self.team.same_(self.best)
+        self.team.same_({name: value for name, value in self.best.items() if is_weight(name, value)})
 
     def restore_best(self) -> None:
         """Leave the best weights so far in the model."""
@@ -193,7 +190,7 @@ class Run:
                 "directory, or the same objective"
             )
         free = moving(self.model)
-        if _shapes(saved["model"], free) != _shapes(self.model.state_dict(), free):
+        if shapes(saved["model"], free) != shapes(self.model.state_dict(), free):
             raise TrainingError(f"{where}, of another model: give another directory, or the same model")
 
     def _take_over(self, saved: dict[str, Any]) -> None:
@@ -205,13 +202,11 @@ class Run:
         if not 0 <= best_epoch <= len(epochs) or steps < 0:
             raise ValueError(f"epoch {best_epoch} of {len(epochs)} is the best, after {steps} steps")
         free, state = moving(self.model), self.model.state_dict()
-        own, device = _shapes(state, free), {name: value.device for name, value in state.items()}
-        weights = {}
-        for kind in ("best", "mean"):
-            if saved[kind] is not None and _shapes(saved[kind], free) != own:
+        own = shapes(state, free)
+        for kind, known in (("best", (own,)), ("mean", (own, shapes(widened(state), free)))):  # once as the weights are
+            if saved[kind] is not None and shapes(saved[kind], free) not in known:
                 raise ValueError(f"the {kind} weights belong to another model")
-            weights[kind] = None if saved[kind] is None else {n: v.to(device[n]) for n, v in saved[kind].items()}
-        before = _copy(state), copy.deepcopy(self.optimizer.state_dict())
+        before = copied(state), copy.deepcopy(self.optimizer.state_dict())
         try:
             self.model.load_state_dict(saved["model"])  # first: moments belong to parameters of its shapes
             self.optimizer.load_state_dict(saved["optimizer"])
@@ -226,7 +221,10 @@ class Run:
             self.model.load_state_dict(before[0])
             self.optimizer.load_state_dict(before[1])
             raise
-        self.best, self.mean = weights["best"] or self.best, weights["mean"] if saved["mean"] is not None else self.mean
+        if saved["best"] is not None:
+            self.best = _placed(saved["best"], state)
+        if saved["mean"] is not None:
+            self.mean = widened(_placed(saved["mean"], state))
         self.best_epoch, self.steps, self.start, self.epochs = best_epoch, steps, start, epochs
         self.best_met = checked(bool, saved.get("best_met", True))
 
@@ -256,8 +254,9 @@ def _score(record: Epoch) -> tuple[float, float] | None:
     return None if record.validation is None else record.validation.rank
 
 
-def _copy(state: dict[str, Tensor]) -> Weights:
-    return {name: value.detach().clone() for name, value in state.items()}
+def _placed(saved: Weights, state: Mapping[str, Any]) -> Weights:
+    """What a checkpoint holds, on the devices of the model's own."""
+    return {n: v.to(state[n].device) if is_weight(n, v) else v for n, v in saved.items()}
 
 
 def moving(model: nn.Module) -> frozenset[str]:
@@ -268,7 +267,3 @@ def moving(model: nn.Module) -> frozenset[str]:
         if isinstance(module, InTraining)
         for name in module.moving
     )
-
-
-def _shapes(state: dict[str, Tensor], free: frozenset[str]) -> dict[str, tuple[tuple[int, ...] | None, torch.dtype]]:
-    return {name: (None if name in free else tuple(value.shape), value.dtype) for name, value in state.items()}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,8 +17,12 @@ from rankfold.objectives.kinds.regression import Regression
 class MultiLabel(Regression):
     """One score for each label, positive for yes; targets of the same shape hold 0 and 1. F1 over all judges.
 
+    Missing targets are NaN. Shares between 0 and 1 are taken too, but not where the objective was ``told``.
+
     Args:
         name: of the objective.
+        told: whether it was told from data, whose targets were all 0 and 1 as far as they were seen: others that come
+            later contradict it, and are refused.
 
     Example:
         >>> x, y = torch.tensor([[2.0, -1.0]]), torch.tensor([[1.0, 0.0]])
@@ -26,11 +30,19 @@ class MultiLabel(Regression):
         1.0
     """
 
+    smooths: ClassVar[bool] = True
     name: str = "multi-label"
+    told: bool = field(default=False, compare=False, repr=False)
 
     def pair(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
         scores, target = super().pair(output, batch)
         known = target[~target.isnan()]
+        if self.told and not is_binary(known):
+            raise ObjectiveError(
+                f"the objective was told from the first targets, which were all 0 or 1, and here they run from "
+                f"{float(known.min()):g} to {float(known.max()):g}: say what they are with objective= (--objective), "
+                f"regression for numbers, classification for probabilities, {self.name} for shares"
+            )
         if bool(((known < 0) | (known > 1)).any()):
             raise ObjectiveError(
                 f"{self.name}: targets must be from 0 to 1, and run from {float(known.min()):g} to "
@@ -59,3 +71,8 @@ class MultiLabel(Regression):
         score = 2 * float(sums["hits"]) / both if both else 1.0
         accuracy = Figure("accuracy", float(sums["right"] / sums["count"]), True, "fraction")
         return (Figure("f1", score, True, "fraction"), accuracy), None
+
+
+def is_binary(target: Tensor) -> bool:
+    """Whether all targets are 0 or 1, or NaN, which is unknown."""
+    return bool(((target == 0) | (target == 1) | target.isnan()).all())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,7 @@ class Regression(Objective):
         1.0
     """
 
+    smooths: ClassVar[bool] = False
     name: str = "regression"
 
     def pair(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from math import inf
 from typing import Any
@@ -10,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import copied
-from rankfold.layers import FactoredConv, InTraining
-from rankfold.sites import Form, factored_sites, opened, sites, unwrap
-from rankfold.spectrum import spectrum
+from rankfold.linalg import singular_values
+from rankfold.pipeline.robustness.matrices import matrices
+from rankfold.spectrum import Spectrum
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,8 @@ class Amplification:
 
     Directions that the layer drops do not count: a change of the input along them changes nothing. Of a convolution
     the matrix has a row for each output channel and a column for each entry of a kernel; its largest singular value is
-    not the gain of the convolution, which is at most √(kernel positions) times as large.
+    not the gain of the convolution, which is at most √(kernel positions) times as large. With groups it is
+    block-diagonal, with a block for each: ``shape`` is that of the whole, ranks add.
     """
 
     name: str
@@ -43,37 +42,22 @@ class Amplification:
 @torch.no_grad()
 def amplifications(model: nn.Module) -> tuple[Amplification, ...]:
     """Every linear layer and convolution of ``model``, in the order of its modules; embeddings are looked up, and left
-    out. A layer of factors is measured as the one that it stands for. Cost: one SVD of each, in float64."""
-    root, found = unwrap(model), []
-    order = {name: place for place, (name, _) in enumerate(root.named_modules(remove_duplicate=False))}
-    with opened(root):
-        for name, matrix, precision in _matrices(root):
-            values = spectrum(matrix)
-            rank = values.numerical_rank(precision * max(values.shape))
-            smallest = float(values.values[rank - 1]) if rank else 0.0
-            found.append(Amplification(name, values.shape, rank, values.spectral_norm, smallest))
-    return tuple(sorted(found, key=lambda each: order.get(each.name, len(order))))
+    out. A layer of factors is measured as the one that it stands for, one whose weight is computed at every call
+    (``weight_norm``, a mask, a product) by that weight. Cost: one SVD of each, in float64."""
+    return amplified(model)[0]
 
 
-def _matrices(root: nn.Module) -> Iterator[tuple[str, Tensor, float]]:
-    """Name, matrix, and the relative rounding of its entries: thin factors, which say the rank, are multiplied in
-    float64."""
-    exact, inside = torch.finfo(torch.float64).eps, []
-    for site in factored_sites(root):
-        inside.append(f"{site.name}.")
-        weight = site.layer.weight(copied(root.get_submodule(site.name)).double())
-        yield site.name, site.layer.geometry(Form.FACTORED).matrix(weight).detach(), exact
-    for name, module in root.named_modules():
-        if isinstance(module, FactoredConv) and f"{name}." not in inside:  # several ranks: Tucker, CP
-            inside.append(f"{name}.")
-            weight = getattr(copied(module).double(), "weight")  # noqa: B009
-            yield name, weight.flatten(1).detach(), exact
-    for site in sites(root):
-        if site.kind == "Embedding" or site.name.startswith(tuple(inside)):
-            continue
-        module = root.get_submodule(site.name)
-        if isinstance(module, InTraining):
-            weight = site.layer.weight(copied(module).double())
-            yield site.name, site.layer.geometry(Form.FACTORED).matrix(weight).detach(), exact
-        else:
-            yield site.name, site.matrix(root), torch.finfo(site.weight(root).dtype).eps
+def amplified(model: nn.Module) -> tuple[tuple[Amplification, ...], tuple[str, ...]]:
+    """``amplifications``, and the names of what else the network may multiply by, each with the reason."""
+    found, left = matrices(model)
+    return tuple(_measured(*matrix) for matrix in found), left
+
+
+def _measured(name: str, matrix: Tensor, precision: float) -> Amplification:
+    """Groups stand in blocks along the diagonal of one matrix, which has the singular values of all of them."""
+    groups, (m, n) = len(matrix) if matrix.dim() == 3 else 1, matrix.shape[-2:]
+    values = singular_values(matrix).flatten().sort(descending=True).values
+    whole = Spectrum(values, (groups * m, groups * n))
+    rank = whole.numerical_rank(precision * max(m, n))
+    smallest = float(whole.values[rank - 1]) if rank else 0.0
+    return Amplification(name, whole.shape, rank, whole.spectral_norm, smallest)

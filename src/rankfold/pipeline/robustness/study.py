@@ -10,17 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import evaluating, moved, samples_of, size_of
+from rankfold.batches import evaluating, labels_of
 from rankfold.linalg.brief import brief
 from rankfold.objectives import Classification, Objective, infer, objective_named
+from rankfold.objectives.answer import main_tensor
 from rankfold.pipeline.compression.outcome.measure import calibration_part
-from rankfold.pipeline.robustness.attack import Ball, Norm, Space, answered, held, movable
-from rankfold.pipeline.robustness.layers import Amplification, amplifications
+from rankfold.pipeline.robustness.attack import Ball, Norm, Space, answered, held
+from rankfold.pipeline.robustness.inputs import check_finite, space_of, taken
+from rankfold.pipeline.robustness.layers import Amplification, amplified
 from rankfold.run.progress import Progress, showing
 from rankfold.train.evaluation import materialised, named
-from rankfold.train.feed import check, ordered
-from rankfold.zoo import Split
+from rankfold.train.feed import check
+from rankfold.train.targets import known_targets
 
+SHOWN = 20  # names in a note
 FEWEST_STEPS = 15  # fewer find too little, and flatter the network
 LINF, L2 = (0.03, 0.06), (0.5, 1.0)
 
@@ -50,6 +53,7 @@ class Robustness:
         unit: of the radii.
         blind: of the samples that are answered rightly, the share whose gradient is zero before the first step: the
             attack does not see where to go there, and what it does not find proves nothing.
+        left_out: what else the network may multiply by that is not among ``layers``, each with the reason.
 
     Example:
         >>> rf.Robustness(0.9, (), (), 100, 1000, 20, 1, "pixels", 0.0).clean
@@ -65,6 +69,7 @@ class Robustness:
     restarts: int
     unit: str
     blind: float
+    left_out: tuple[str, ...] = ()
 
     __repr__ = brief
 
@@ -91,14 +96,16 @@ class Robustness:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a reader must know, in sentences."""
-        if self.blind <= 0.01:
-            return ()
-        return (
-            (
+        found = []
+        if self.blind > 0.01:
+            found.append(
                 f"for {self.blind:.1%} of the attacked samples the gradient is zero, so that the attack cannot find "
                 "a change: accuracy under attack says little about this network"
-            ),
-        )
+            )
+        if self.left_out:
+            names = ", ".join(self.left_out[:SHOWN]) + ", …" * (len(self.left_out) > SHOWN)
+            found.append(f"∏σ₁ and ∏κ leave out {names}: they bound what stands in the table, not the whole network")
+        return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; ``condition`` of a singular layer is null."""
@@ -154,7 +161,7 @@ def robustness(
 
     Raises:
         ValueError: an objective that is no classification, inputs that are whole numbers, fewer than 15 steps, no
-            radius or one that is not positive, bounds that exclude a sample.
+            radius or one that is not positive, bounds that exclude a sample, an input that is NaN or infinite.
 
     Cost: (1 + restarts)·(steps + 1) forward and backward passes over ``samples`` for each radius, fewer where samples
     are lost; one SVD of each matrix.
@@ -170,40 +177,57 @@ def robustness(
         (1.0, 0.5)
     """
     balls = _balls(linf, l2, steps, restarts)
+    check(data, "evaluation")
     part = data if samples is None else calibration_part(data, samples, seed)
-    check(part, "evaluation")
     materialised(model)
-    batches = _batches(model, part, batch_size, samples)
-    chosen = _chosen(model, batches[0], objective)
+    batches = taken(model, part, batch_size, samples)
+    check_finite(batches, data, batch_size)
+    chosen = _chosen(model, batches[0], objective, data)
     if not isinstance(chosen, Classification) or chosen.by_token:
         raise ValueError(
             "robustness is measured only for classifiers, whose answers are right or wrong, and the objective "
-            f"is {chosen}: give objective='classification' if the targets are classes"
+            f"is {chosen}: {_remedy(model, batches[0])}"
         )
-    space, unit = _space(data, batches, pixels, bounds)
+    space, unit = space_of(data, batches, pixels, bounds)
     tell = progress or (lambda what, done, total: None)
     generator = torch.Generator().manual_seed(seed)
     with evaluating(model), named("evaluation"):
         counts = _counts(model, chosen, batches, balls, space, steps, restarts, generator, tell)
     right, counted, under, blind, attacked, seen = counts
+    layers, left_out = amplified(model)
     return Robustness(
         clean=right / counted,
         attacks=tuple(Attacked(b.norm, b.radius, found / counted) for b, found in zip(balls, under, strict=True)),
-        layers=amplifications(model),
+        layers=layers,
         samples=seen,
         params=sum(p.numel() for p in model.parameters()),
         steps=steps,
         restarts=restarts,
         unit=unit,
         blind=blind / max(attacked, 1),
+        left_out=left_out,
     )
 
 
-def _chosen(model: nn.Module, batch: Any, objective: Objective | str | None) -> Objective:
+def _chosen(model: nn.Module, batch: Any, objective: Objective | str | None, data: Any) -> Objective:
     if objective is not None:
         return objective_named(objective)
     with evaluating(model), named("evaluation"):
-        return infer(answered(model, batch), batch).objective
+        return infer(answered(model, batch), batch, known_targets(data)).objective
+
+
+def _remedy(model: nn.Module, batch: Any) -> str:
+    """What may make a classifier of it, which a single score for each sample does not."""
+    if labels_of(batch) is None:
+        return "give data with a class for each sample as target"
+    with evaluating(model), named("evaluation"):
+        scores = main_tensor(answered(model, batch))
+    if scores.dim() > 1 and scores.shape[1] > 1:
+        return "give objective='classification' if the targets are classes"
+    return (
+        "the network gives one number for each sample: if that is the score z of yes, let it give the scores of both "
+        "classes, such as torch.cat([-z, z], 1), with 0 and 1 as whole numbers for targets"
+    )
 
 
 def _balls(linf: Sequence[float], l2: Sequence[float], steps: int, restarts: int) -> list[Ball]:
@@ -222,72 +246,6 @@ def _balls(linf: Sequence[float], l2: Sequence[float], steps: int, restarts: int
         if not (math.isfinite(ball.radius) and ball.radius > 0):
             raise ValueError(f"the radius of an attack must be positive and finite, got {ball.norm} {ball.radius:g}")
     return balls
-
-
-def _batches(model: nn.Module, part: Any, batch_size: int, samples: int | None) -> list[Any]:
-    """The samples to attack, on the model's device and in its dtype."""
-    place = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
-    found, left = list[Any](), samples
-    for batch in ordered(part, batch_size):
-        size = size_of(batch)
-        if left is not None and size > left:
-            batch, size = samples_of(batch, size, slice(left)), left
-        found.append(moved(batch, place.device, place.dtype))
-        left = None if left is None else left - size
-        if left == 0:
-            break
-    if not found:
-        raise ValueError("the data are empty: give at least one sample")
-    if not movable(found[0]):
-        raise ValueError(
-            "the inputs are whole numbers, such as tokens, which cannot be changed by a small amount: robustness is "
-            "measured for models that read real numbers, such as images"
-        )
-    return found
-
-
-def _space(
-    data: Any, batches: list[Any], pixels: tuple[Tensor, Tensor] | None, bounds: tuple[float, float] | None
-) -> tuple[Space, str]:
-    """Units and extremes of the inputs, and what the unit is called."""
-    groups = list(zip(*map(movable, batches), strict=True))
-    if pixels is None and isinstance(data, Split) and data.inputs.dtype == torch.uint8:
-        pixels = data.mean, data.std
-    if pixels is None:
-        one = tuple(torch.ones(()) for _ in groups)
-        lows, highs = (
-            tuple(torch.stack([pick(x) for x in group]) for group in groups) for pick in (torch.amin, torch.amax)
-        )
-        low, high = (tuple(x.min() for x in lows), tuple(x.max() for x in highs))
-        if bounds is not None:
-            low, high = ((torch.tensor(float(end)),) * len(groups) for end in bounds)
-        space, unit = Space(one, low, high), "of the inputs"
-    else:
-        mean, std = (torch.as_tensor(part, dtype=torch.float64).reshape(-1) for part in pixels)
-        if any(len(mean) not in (1, group[0].shape[1]) or len(mean) != len(std) for group in groups):
-            raise ValueError(
-                f"pixels=: {len(mean)} means and {len(std)} deviations do not fit the channels of the inputs"
-            )
-        ends = bounds or (0.0, 1.0)
-        shaped = [tuple(_channels(v, g[0]) for g in groups) for v in (1 / std, *((end - mean) / std for end in ends))]
-        space, unit = Space(*shaped), "of pixels between 0 and 1"
-    _check_inside(space, groups)
-    return space, unit
-
-
-def _channels(values: Tensor, like: Tensor) -> Tensor:
-    return values.reshape(1, -1, *(1,) * (like.dim() - 2))
-
-
-def _check_inside(space: Space, groups: list[tuple[Tensor, ...]]) -> None:
-    """``ValueError`` for a sample that lies outside of what inputs may be, beyond rounding."""
-    for low, high, unit, group in zip(space.low, space.high, space.unit, groups, strict=True):
-        for x in group:
-            slack = (1e-3 * unit).to(x)
-            if bool((x < low.to(x) - slack).any()) or bool((x > high.to(x) + slack).any()):
-                raise ValueError(
-                    f"some inputs lie outside of the bounds: they run from {float(x.min()):.4g} to {float(x.max()):.4g}"
-                )
 
 
 def _counts(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from rankfold.batches import arguments, batches_of, forward
 from rankfold.compress.planning.profiling import example_from
@@ -16,6 +17,7 @@ from rankfold.costs.decoding import generates, prompt_latencies
 from rankfold.linalg.brief import brief
 from rankfold.objectives import Evaluation, Figure, Objective
 from rankfold.train import evaluate
+from rankfold.train.feed import InMemory, in_memory
 from rankfold.zoo.samples import Samples
 from rankfold.zoo.split import Split
 from rankfold.zoo.text import Texts
@@ -167,13 +169,37 @@ def samples_of(part: Any, asked: int) -> int:
 
 
 def calibration_part(train: Any, samples: int, seed: int) -> Any:
-    """``samples`` samples drawn from ``train`` if it is in memory (``rankfold.zoo.Split``, a tensor); else ``train``.
+    """``samples`` samples drawn from ``train`` if it is in memory (a ``rankfold.zoo.Split``, tensors alone, in a tuple
+    or in a ``TensorDataset``, and what else ``rankfold.train.feed`` indexes); else ``train``.
 
     Data sorted by class would otherwise calibrate on a few classes alone.
     """
     generator = torch.Generator().manual_seed(seed)
-    if isinstance(train, torch.Tensor):
-        return train[torch.randperm(len(train), generator=generator)[:samples].to(train.device)]
-    if not isinstance(train, Split | Samples):
+    if isinstance(train, Split | Samples):
+        return train.take(min(samples, len(train)), generator)
+    held = in_memory(train)
+    tensors = train.tensors if isinstance(train, TensorDataset) else _tensors(held)
+    if not tensors or any(len(tensor) != len(tensors[0]) for tensor in tensors):
         return train
-    return train.take(min(samples, len(train)), generator)
+    index = torch.randperm(len(tensors[0]), generator=generator)[:samples]
+    taken = tuple(tensor[index.to(tensor.device)] for tensor in tensors)
+    if isinstance(train, torch.Tensor):
+        return taken[0]
+    if isinstance(train, TensorDataset):
+        return TensorDataset(*taken)
+    if isinstance(train, tuple) or held is None:
+        return taken
+    return _Drawn(taken[0], taken[1] if len(taken) > 1 else None, held.normalize)
+
+
+def _tensors(held: InMemory | None) -> tuple[torch.Tensor, ...]:
+    return () if held is None else (held.inputs,) if held.labels is None else (held.inputs, held.labels)
+
+
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """Some samples of what is in memory in a class of its own."""
+
+    inputs: torch.Tensor
+    labels: torch.Tensor | None
+    normalize: Callable[[torch.Tensor], torch.Tensor]

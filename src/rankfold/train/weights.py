@@ -1,0 +1,66 @@
+"""What a state dict holds as values that stay: copies, averages, shapes. Extra state may be of any kind."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Weights = dict[str, Any]  # tensors, and whatever modules give as extra state
+Shapes = dict[str, tuple[tuple[int, ...] | None, torch.dtype] | None]
+
+
+def is_weight(name: str, value: Any) -> bool:
+    """Whether this is a parameter or buffer, and no extra state, which its module alone understands."""
+    return isinstance(value, Tensor) and name.rpartition(".")[2] != "_extra_state"
+
+
+def copied(state: Mapping[str, Any]) -> Weights:
+    return {name: _copy(value) for name, value in state.items()}
+
+
+def widened(state: Mapping[str, Any]) -> Weights:
+    """A copy in which an average can move by small steps: in bfloat16 those below a 256th of a number vanish."""
+    return {
+        name: value.detach().to(wide(value.dtype), copy=True) if is_weight(name, value) else _copy(value)
+        for name, value in state.items()
+    }
+
+
+def narrowed(mean: Mapping[str, Any], like: Mapping[str, Any]) -> Weights:
+    """A copy of an average in the dtypes of the weights that it is one of."""
+    return {
+        name: value.to(like[name].dtype, copy=True) if is_weight(name, value) else _copy(value)
+        for name, value in mean.items()
+    }
+
+
+def average_(mean: Weights, state: Mapping[str, Any], share: float) -> None:
+    """Move ``mean`` towards ``state`` by this share of the way; what cannot be averaged becomes that of ``state``."""
+    for name, value in state.items():
+        if not is_weight(name, value):
+            mean[name] = _copy(value)
+        elif value.is_floating_point() or value.is_complex():
+            mean[name].lerp_(value.to(mean[name].dtype), share)
+        else:
+            mean[name].copy_(value)
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of an average of numbers in ``dtype``."""
+    return torch.promote_types(dtype, torch.float32) if dtype.is_floating_point else dtype
+
+
+def shapes(state: Mapping[str, Any], free: frozenset[str]) -> Shapes:
+    """Shape and dtype of each tensor, without the shapes of those in ``free``; None for extra state."""
+    return {
+        name: ((None if name in free else tuple(value.shape)), value.dtype) if is_weight(name, value) else None
+        for name, value in state.items()
+    }
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
