@@ -282,7 +282,8 @@ def _measure(place: _Place, found: Tensor, labels: Tensor, answers: Tensor | Non
     if place.projected is not None:
         place.projected.update(found, labels, answers)
     if place.centres is not None and place.found is not None and place.table is not None:
-        nearest = torch.cdist(found.cpu().double(), place.centres).argmin(1)
+        middle = place.centres.mean(0)  # distances come from squares, in which large numbers in common would round
+        nearest = torch.cdist(found.cpu().double() - middle, place.centres - middle).argmin(1)
         place.found.update(found, nearest)
         place.table.index_put_((nearest, labels), torch.ones(len(labels), dtype=torch.int64), accumulate=True)
 
