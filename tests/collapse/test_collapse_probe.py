@@ -103,7 +103,7 @@ def test_a_model_of_one_output_has_the_loss_of_one(labels: Tensor) -> None:
         assert found[layer.name]["chain_bound"] == pytest.approx(layer.bound, rel=1e-5)
     answers = (model(X) > 0).long().flatten()
     features = model[:2](X).detach()
-    means = torch.stack([features[Y % 2 == k].mean(0) for k in (0, 1)])
+    means = torch.stack([features[k == Y % 2].mean(0) for k in (0, 1)])
     wrong = (torch.cdist(features, means).argmin(1) != answers).double().mean()
     assert found["2"]["nc4"] == pytest.approx(float(wrong))
     assert measure_layers(model, [(X, labels)])["2"].collapse.nc4 == pytest.approx(float(wrong))

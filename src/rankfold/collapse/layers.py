@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import batches_of, check_rereadable, forward
+from rankfold.collapse.data.reading import Reading
+from rankfold.collapse.data.walk import Place, Walk, between, walked
 from rankfold.collapse.features import Side, View
 from rankfold.collapse.neural_collapse import NeuralCollapse, neural_collapse
-from rankfold.collapse.reading import Reading
 from rankfold.collapse.scatter import Clusters, label_variation
-from rankfold.collapse.walk import Place, Walk, between, walked
 from rankfold.costs import evaluating
 from rankfold.linalg.brief import brief
 from rankfold.objectives import Objective, objective_named

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from rankfold.batches import batches_of, forward, labels_of, size_of
 from rankfold.collapse.bounds import Chain, LayerBound, chain
 from rankfold.collapse.centroid import centroids
+from rankfold.collapse.data.inputs import one_tensor
+from rankfold.collapse.data.reading import Reading, compact
 from rankfold.collapse.features import counted_in, has_channels_first, order_of_calls, rows, watched
-from rankfold.collapse.inputs import one_tensor
 from rankfold.collapse.losses import LOSSES, vectors
 from rankfold.collapse.neural_collapse import Projected, neural_collapse
 from rankfold.collapse.partition import Partition
-from rankfold.collapse.reading import Reading, compact
 from rankfold.collapse.scatter import Scatter
 from rankfold.costs import evaluating
 from rankfold.objectives import main_tensor

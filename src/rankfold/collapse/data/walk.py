@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward
+from rankfold.collapse.data.reading import Reading, compact
 from rankfold.collapse.features import Side, View, counted_in, has_channels_first, rows, watched
 from rankfold.collapse.neural_collapse import Projected
 from rankfold.collapse.partition import kmeans
-from rankfold.collapse.reading import Reading, compact
 from rankfold.collapse.scatter import Scatter, scatter_of
 
 _UNEQUAL = "the samples have different sizes, so that they have no common mean"
