@@ -169,9 +169,9 @@ def test_targets_that_are_numbers_fall_into_clusters_and_bounds_are_of_the_numbe
     """One-hot vectors as numbers: k-means finds the classes, and everything is as with the labels."""
     model, inputs, labels = pairs()
     vectors = nn.functional.one_hot(labels).float()
-    of_classes = collapse_report(model, [(inputs, labels)], decay=1e-2, loss="squared-error", samples=240)
-    of_numbers = collapse_report(model, [(inputs, vectors)], decay=1e-2, clusters=3, samples=240)
-    assert of_numbers.loss == "squared-error"
+    asked: Any = {"decay": 1e-2, "loss": "squared-error", "samples": 240}
+    of_classes = collapse_report(model, [(inputs, labels)], **asked)
+    of_numbers = collapse_report(model, [(inputs, vectors)], clusters=3, **asked)
     assert of_numbers.classes == 3
     assert "numbers" in of_numbers.notes[0]
     for a, b in zip(of_classes.layers, of_numbers.layers, strict=True):
@@ -180,7 +180,7 @@ def test_targets_that_are_numbers_fall_into_clusters_and_bounds_are_of_the_numbe
         assert math.isnan(b.clusters.collapse.nc4)  # outputs are no scores of clusters
         assert a.bound.bound == pytest.approx(b.bound.bound, rel=1e-6)
         assert b.bound.holds
-    moved = collapse_report(model, [(inputs, vectors + 5)], decay=1e-2, clusters=3, samples=240)
+    moved = collapse_report(model, [(inputs, vectors + 5)], clusters=3, **asked)
     assert moved.layers[0].bound.bound != pytest.approx(of_numbers.layers[0].bound.bound, rel=1e-2)
 
 
@@ -196,7 +196,7 @@ def test_one_number_for_each_sample_from_the_command_line(tmp_path: Path, monkey
     )
     asked = ("collapse", "heights:net", "--data", "heights:data", "--decay", 1e-2, "-o", tmp_path / "c.html")
     found = succeeded(*asked, "--clusters", 4)
-    assert (found["classes"], found["loss"]) == (4, "squared-error")
+    assert (found["classes"], found["loss"]) == (4, "mean-squared-error")
     assert found["violations"] == 0
     assert succeeded(*asked)["classes"] == 10
     assert "the targets are numbers" in failed(*asked, "--loss", "cross-entropy")

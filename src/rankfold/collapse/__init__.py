@@ -2,7 +2,7 @@
 
 from rankfold.collapse.bounds import LayerBound, chain
 from rankfold.collapse.layers import LayerClusters, measure_layers
-from rankfold.collapse.losses import LOSSES, cross_entropy, squared_error
+from rankfold.collapse.losses import LOSSES, binary_cross_entropy, cross_entropy, mean_squared_error, squared_error
 from rankfold.collapse.neural_collapse import NeuralCollapse
 from rankfold.collapse.partition import Partition, kmeans
 from rankfold.collapse.paths import Paths, paths
@@ -21,10 +21,12 @@ __all__ = [
     "Paths",
     "Scatter",
     "Transitions",
+    "binary_cross_entropy",
     "chain",
     "critical_decay",
     "cross_entropy",
     "kmeans",
+    "mean_squared_error",
     "measure_layers",
     "paths",
     "scatter_of",

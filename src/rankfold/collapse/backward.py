@@ -40,7 +40,12 @@ class _Seen:
     """Of one forward pass: what entered, call by call, and zeros added to the outputs, which then have gradients."""
 
     entered: dict[str, list[tuple[nn.Module, Tensor]]] = field(default_factory=dict)
-    zeros: dict[str, Tensor] = field(default_factory=dict)
+    zeros: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    @property
+    def every(self) -> list[Tensor]:
+        """The zeros of all calls, layer after layer."""
+        return [each for calls in self.zeros.values() for each in calls]
 
 
 @contextmanager
@@ -55,7 +60,7 @@ def _watching(model: nn.Module, names: Sequence[str], slopes: bool) -> Iterator[
                 return None
             # what is added here has the gradient at the output, even if the output is overwritten in place
             zeros = torch.zeros_like(output.transpose(0, 1) if swapped else output, requires_grad=True)
-            seen.zeros[name] = zeros
+            seen.zeros.setdefault(name, []).append(zeros)
             return output + (zeros.transpose(0, 1) if swapped else zeros)
 
         return hook
@@ -90,7 +95,7 @@ def whole_pass(
         with _watching(model, names, local) as seen:
             answer = main_tensor(forward(model, inputs[part]))
         value = loss(answer, targets[part]).sum() / len(inputs)
-        wanted = [*weights, *seen.zeros.values()]
+        wanted = [*weights, *seen.every]
         found = torch.autograd.grad(value, wanted, allow_unused=True) if wanted else ()
         for i, slope in enumerate(found[: len(weights)]):
             if slope is not None:
@@ -120,16 +125,29 @@ def _joined(parts: list[Tensor], count: int) -> Tensor | None:
 
 
 def _rows(seen: _Seen, slopes: Sequence[Tensor | None]) -> Iterator[Rows]:
-    for name, slope in zip(seen.zeros, slopes, strict=True):
-        module, entering = seen.entered[name][-1]
-        if slope is None:
-            continue
-        try:
-            a = patches(module, entering)
-        except ValueError:
-            continue
-        delta = slope.movedim(1, -1) if isinstance(module, nn.modules.conv._ConvNd) else slope
-        yield name, a.double().flatten(0, 1), delta.double().reshape(-1, delta.shape[-1])
+    """Rows of each layer, those of all of its calls, sample by sample."""
+    left = iter(slopes)
+    for name, zeros in seen.zeros.items():
+        found = [
+            _of_call(module, entering, slope)
+            for (module, entering), slope in zip(seen.entered[name], [next(left) for _ in zeros], strict=True)
+            if slope is not None
+        ]
+        calls = [call for call in found if call is not None]
+        if calls and len(calls) == len(found) and len({len(a) for a, _ in calls}) == 1:
+            a, delta = (torch.cat(part, 1).flatten(0, 1) for part in zip(*calls, strict=True))
+            yield name, a, delta
+
+
+def _of_call(module: nn.Module, entering: Tensor, slope: Tensor) -> tuple[Tensor, Tensor] | None:
+    """a (n, P, k) and δ (n, P, m) of one call; None where they cannot be taken apart."""
+    try:
+        a = patches(module, entering).double()
+    except ValueError:
+        return None
+    delta = slope.movedim(1, -1) if isinstance(module, nn.modules.conv._ConvNd) else slope
+    delta = delta.double().reshape(len(a), -1, delta.shape[-1])
+    return (a, delta) if a.shape[1] == delta.shape[1] else None
 
 
 def _add(
@@ -156,12 +174,13 @@ def layer_rows(
     """(name, a (R, n), δ (R, m)) in float64: the rows that enter each layer's matrix and the gradients at its outputs.
 
     Σ_r δ_r a_rᵀ is the gradient of ``scale`` · Σ ℓ. Layers whose rows cannot be taken apart (groups) are left out, and
-    those that the outputs do not depend on. ``run``: outputs for ``inputs``, by default those of ``model``.
+    those that the outputs do not depend on; of one that is called several times there are the rows of all calls.
+    ``run``: outputs for ``inputs``, by default those of ``model``.
     """
     with _watching(model, names, True) as seen:
         answer = main_tensor(forward(model, inputs)) if run is None else run(inputs)
         value = loss(answer, targets).sum() * scale
-    return list(_rows(seen, torch.autograd.grad(value, list(seen.zeros.values()), allow_unused=True)))
+    return list(_rows(seen, torch.autograd.grad(value, seen.every, allow_unused=True)))
 
 
 def local_gradients(

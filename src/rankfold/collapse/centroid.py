@@ -112,6 +112,8 @@ def gradients(
     batch_size: int = 1024,
 ) -> list[Tensor | None]:
     """∇ of the mean loss with respect to each of ``parameters`` in float64; None for those before the cut."""
+    if not parameters:
+        return []
     count = len(features)
     shares = torch.full((count,), 1 / count, dtype=torch.float64) if weights is None else weights.double()
     total: list[Tensor | None] = [None] * len(parameters)

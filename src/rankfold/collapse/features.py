@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankfold.layers import SplitAttention
+from rankfold.objectives.answer import unpadded
 from rankfold.observe import after, first_of
 from rankfold.sites import ordinary_class, setting_of
 
@@ -18,22 +19,38 @@ Side = Literal["input", "output"]
 View = Literal["whole", "position", "pooled"]
 
 
-def rows(features: Tensor, view: View, *, channels_first: bool = True) -> Tensor:
+def rows(features: Tensor, view: View, *, channels_first: bool = True, counted: Tensor | None = None) -> Tensor:
     """Features of n samples as rows.
 
     ``whole``: one row for each sample, all of its numbers, (n, d). ``position``: one row for each position of a map or
     token of a sequence, (n·P, C), sample by sample. ``pooled``: their mean for each sample, (n, C). Two-dimensional
     features have one position, so that the three are the same. ``channels_first``: of (n, C, …), else of (n, …, C).
+    ``counted`` (n, P): the positions that are no padding, which is in no view; for ``whole`` as many of each sample.
     """
     if features.ndim == 1:
         features = features.unsqueeze(1)
-    if view == "whole":
+    if features.ndim == 2 or (view == "whole" and counted is None):
         return features.flatten(1)
-    if features.ndim == 2:
-        return features
     places = features.movedim(1, -1) if channels_first else features
     places = places.flatten(1, -2)  # (n, P, C)
-    return places.mean(1) if view == "pooled" else places.flatten(0, 1)
+    if view == "pooled":
+        return places.mean(1) if counted is None else _mean(places, counted)
+    found = places.flatten(0, 1) if counted is None else places[counted]
+    return found.reshape(len(features), -1) if view == "whole" else found
+
+
+def _mean(places: Tensor, counted: Tensor) -> Tensor:
+    known = places.masked_fill(~counted.unsqueeze(-1), 0)  # what stands in padding may be no number
+    return known.sum(1) / counted.sum(1, keepdim=True).clamp_min(1)
+
+
+def counted_in(features: Tensor, batch: Any, *, channels_first: bool) -> Tensor | None:
+    """(n, P), which positions of features are no padding, by the ``attention_mask`` of the batch they are of; None
+    where all of them count, or it does not say."""
+    if features.ndim != 3:
+        return None
+    mask = unpadded(features.movedim(1, -1) if channels_first else features, batch)
+    return None if mask is None or bool(mask.all()) else mask
 
 
 def has_channels_first(module: nn.Module, features: Tensor) -> bool:

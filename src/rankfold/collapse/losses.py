@@ -12,8 +12,24 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """‖f − y‖², (n, …) and (n, …) → (n,): summed over the entries of a sample, as the paper's experiments have it."""
+    """‖f − y‖², (n, …) and (n, …) → (n,): summed over the entries of a sample, as the paper's experiments have it.
+
+    With p entries p times ``mean_squared_error``, so that its weight decay is p times as large.
+    """
     return (outputs - targets).square().flatten(1).sum(1)
+
+
+def mean_squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """‖f − y‖²/p, (n, …) and (n, …) → (n,): the mean over the p entries of a sample, as of ``nn.MSELoss``, ``fit``."""
+    return (outputs - targets).square().flatten(1).mean(1)
+
+
+def binary_cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """−(1/p) Σ_j y_j log σ(f_j) + (1 − y_j) log σ(−f_j), logits (n, p) and targets (n, p) from 0 to 1 → (n,).
+
+    The mean over the entries of a sample, as ``nn.BCEWithLogitsLoss`` and ``rf.fit``. Affine in the targets.
+    """
+    return F.binary_cross_entropy_with_logits(outputs, targets, reduction="none").flatten(1).mean(1)
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -21,7 +37,12 @@ def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     return -(targets * F.log_softmax(outputs, 1)).sum(1)
 
 
-LOSSES: Mapping[str, Loss] = {"cross-entropy": cross_entropy, "squared-error": squared_error}
+LOSSES: Mapping[str, Loss] = {
+    "cross-entropy": cross_entropy,
+    "binary-cross-entropy": binary_cross_entropy,
+    "mean-squared-error": mean_squared_error,
+    "squared-error": squared_error,
+}
 
 
 def vectors(labels: Tensor, classes: int, dtype: torch.dtype) -> Tensor:

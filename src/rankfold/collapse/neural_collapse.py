@@ -32,6 +32,19 @@ class NeuralCollapse:
         return {name: None if math.isnan(value) else value for name, value in asdict(self).items()}
 
 
+def centred(means: Tensor) -> Tensor:
+    """Class means (K, d) less their mean; 0 where what is left is no more than rounding of the means themselves.
+
+    Means that lie near each other and far from 0 round by their own size, of which their differences know nothing.
+    """
+    found = means - means.mean(0)
+    return torch.where(found.norm(dim=1, keepdim=True) > _rounding(means), found, 0.0)
+
+
+def _rounding(means: Tensor) -> float:
+    return max(means.shape) * torch.finfo(torch.float64).eps * float(means.norm())
+
+
 class Projected:
     """Σ over the rows of (u_jᵀ(z − μ_k))², u_j the axes on which the class means lie: what NC1 needs, and no d × d.
 
@@ -40,9 +53,10 @@ class Projected:
 
     def __init__(self, scatter: Scatter) -> None:
         means = scatter.means[scatter.counts > 0]
-        centred = means - means.mean(0)  # classes count alike, as in the paper
-        _, s, vh = torch.linalg.svd(centred / math.sqrt(max(len(means), 1)), full_matrices=False)
-        keep = s > max(centred.shape) * torch.finfo(torch.float64).eps * max(float(s[0]), 1e-300) if len(s) else s > 0
+        share = math.sqrt(max(len(means), 1))
+        _, s, vh = torch.linalg.svd(centred(means) / share, full_matrices=False)  # classes count alike, as in the paper
+        keep = s > _rounding(means) / share
+        keep[max(len(means) - 1, 0) :] = False  # K centred means span K − 1 axes: the last one is rounding
         self.variances, self.axes = s[keep].square(), vh[keep]
         self.means, self.rows = scatter.means, 0
         self.sums = torch.zeros(len(self.axes), dtype=torch.float64)
@@ -79,18 +93,19 @@ def cdnv(scatter: Scatter) -> float:
     means, variances = scatter.means[filled], scatter.within[filled] / scatter.counts[filled]
     if len(means) < 2:
         return math.nan
-    distances = torch.pdist(means).square()
+    apart = torch.pdist(means)
+    distances = torch.where(apart > _rounding(means), apart, 0.0).square()
     first, second = torch.triu_indices(len(means), len(means), 1)
     return float(((variances[first] + variances[second]) / (2 * distances)).mean())
 
 
 def simplex(means: Tensor) -> tuple[float, float]:
     """(``nc2_norms``, ``nc2_angles``) of class means (K, d); NaN for fewer than two classes or for equal means."""
-    centred = means - means.mean(0)
-    norms = centred.norm(dim=1)
+    found = centred(means)
+    norms = found.norm(dim=1)
     if len(means) < 2 or not bool((norms > 0).all()):
         return math.nan, math.nan
-    cosines = (centred / norms.unsqueeze(1)) @ (centred / norms.unsqueeze(1)).mT
+    cosines = (found / norms.unsqueeze(1)) @ (found / norms.unsqueeze(1)).mT
     first, second = torch.triu_indices(len(means), len(means), 1)
     angles = (cosines[first, second] + 1 / (len(means) - 1)).abs().mean()
     return float(norms.std(correction=0) / norms.mean()), float(angles)
@@ -98,10 +113,10 @@ def simplex(means: Tensor) -> tuple[float, float]:
 
 def self_duality(weight: Tensor, means: Tensor) -> float:
     """NC3 for a classifier ``weight`` (K, d) on class means (K, d); NaN where either is zero."""
-    rows, centred = weight.detach().cpu().double(), means - means.mean(0)
-    if rows.shape != centred.shape or not (rows.norm() > 0 and centred.norm() > 0):
+    rows, found = weight.detach().cpu().double(), centred(means)
+    if rows.shape != found.shape or not (rows.norm() > 0 and found.norm() > 0):
         return math.nan
-    return float((rows / rows.norm() - centred / centred.norm()).norm())
+    return float((rows / rows.norm() - found / found.norm()).norm())
 
 
 def neural_collapse(scatter: Scatter, projected: Projected, classifier: Tensor | None = None) -> NeuralCollapse:

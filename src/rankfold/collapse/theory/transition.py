@@ -95,21 +95,29 @@ def transitions(
     """The transitions of a chain of ``layers`` on ``inputs`` (N, d) and ``targets`` (N, c), both centred (biases).
 
     Singular values q and right vectors v of Q = C_yx C_xx^{−1/2} (of mean moments); the direction of v has the variance
-    1 / ‖C_xx^{−1/2} v‖². Eigenvalues of C_xx below ``cut`` of the largest are left out. For ``loss`` "cross-entropy"
-    the loss is replaced by its second-order expansion at equal logits, (1/2C)‖f − C y‖² + constant, which makes λ_c an
-    estimate. Cost O(N d² + d³). Raises ``ValueError`` for shapes that do not fit, or an unknown loss.
+    1 / ‖C_xx^{−1/2} v‖². Eigenvalues of C_xx below ``cut`` of the largest are left out. ``loss`` "squared-error" is
+    summed over the c outputs, "mean-squared-error" averaged. "cross-entropy" and "binary-cross-entropy" are replaced by
+    their second-order expansions at equal logits and at 0, (1/2c)‖f − c y‖² and (1/8c)‖f − 4 y‖² + constants, which
+    makes λ_c an estimate. Cost O(N d² + d³). Raises ``ValueError`` for shapes that do not fit, or an unknown loss.
     """
     if inputs.ndim != 2 or targets.ndim != 2 or len(inputs) != len(targets) or not len(inputs):
         raise ValueError(
             f"inputs of shape (N, d) and targets of shape (N, c) were expected, got {tuple(inputs.shape)} and "
             f"{tuple(targets.shape)}"
         )
-    if loss not in ("squared-error", "cross-entropy"):
-        raise ValueError(f"loss must be squared-error or cross-entropy, got {loss!r}")
+    outputs = targets.shape[1]
+    # (by how much the targets are stretched, what the squared error summed over outputs is multiplied by)
+    known = {
+        "squared-error": (1.0, 1.0),
+        "mean-squared-error": (1.0, 1 / outputs),
+        "cross-entropy": (outputs, 1 / (2 * outputs)),
+        "binary-cross-entropy": (4.0, 1 / (8 * outputs)),
+    }
+    if loss not in known:
+        raise ValueError(f"loss must be one of {', '.join(known)}, got {loss!r}")
     x, y = inputs.double() - inputs.double().mean(0), targets.double() - targets.double().mean(0)
-    classes, factor = targets.shape[1], 1.0
-    if loss == "cross-entropy":
-        y, factor = classes * y, 1 / (2 * classes)
+    stretch, factor = known[loss]
+    y = stretch * y
     values, vectors = eigh(x.mT @ x / len(x))
     keep = values > cut * max(float(values.max()), 0.0)
     if not bool(keep.any()) or not bool(y.any()):
@@ -122,8 +130,8 @@ def transitions(
     decays = [2 * factor * critical_decay(layers, float(c), float(s)) for c, s in zip(variances, q, strict=True)]
     found = torch.tensor(decays, dtype=torch.float64)
     about = "exact for linear chains in which each direction is learned by itself"
-    if loss == "cross-entropy":
-        about = "an estimate: cross-entropy to second order"
+    if loss.endswith("cross-entropy"):
+        about = f"an estimate: {loss} to second order"
     return Transitions(
         found[found > 1e-12 * max(float(found.max()), 1e-300)].sort(descending=True).values, layers, about
     )

@@ -16,6 +16,8 @@ STATIONARY = 0.5  # residual up to which a bound is taken to explain ranks
 def conclusion(found: CollapseReport) -> str:
     """Which layers are low-rank, what of the data says nothing, and at which weight decay the others would be."""
     k = found.classes
+    if not found.layers:
+        return "The network has no layer that could be low-rank, so that there is nothing to explain."
     wide = [layer for layer in distinct(found.layers) if min(layer.site.shape) > k]
     if wide:
         told = [_ranks(found, wide), _features(found), _decay(found, wide), _cuts(found), _transitions(found)]

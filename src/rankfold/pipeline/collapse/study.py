@@ -3,38 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from rankfold.batches import batches_of, copied, forward, labels_of
-from rankfold.collapse import (
-    LOSSES,
-    LayerBound,
-    LayerClusters,
-    Partition,
-    Paths,
-    Transitions,
-    chain,
-    measure_layers,
-    paths,
-    transitions,
-)
-from rankfold.collapse.losses import vectors
-from rankfold.costs import evaluating
+from rankfold.collapse import LOSSES, LayerBound, LayerClusters, Partition, Paths, Transitions, measure_layers
 from rankfold.linalg.brief import brief
-from rankfold.objectives import main_tensor
+from rankfold.objectives import Objective
+from rankfold.pipeline.collapse.bounded import InMemory, Theory, bounded
 from rankfold.pipeline.collapse.conclusion import conclusion, few
 from rankfold.pipeline.collapse.groups import grouped
-from rankfold.pipeline.trainings.stationarity import stationarity
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import Site, SiteList, opened, sites, unwrap
 from rankfold.spectrum import Spectrum, spectrum
-
-_MOST_INPUTS = 4096  # numbers of an input, for the covariance that the transitions need
-_EXACT_PARAMS = 20_000_000  # up to here the chain is computed in float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,97 +114,61 @@ def collapse_report(
     samples: int = 2048,
     clusters: int | None = None,
     seed: int = 0,
+    objective: Objective | str | None = None,
     progress: Progress | None = None,
 ) -> CollapseReport:
     """Measure ``model`` on ``samples`` labelled samples of ``data``: everything in ``CollapseReport``.
 
     ``decay``: κ, torch's coupled ``weight_decay`` of the training (2λ of λ‖Θ‖²), 0 without any: then there are no
     bounds; estimated if left out, where the weights tell one. ``clusters``: K of k-means, by default the number of
-    classes. Targets that are numbers (regression) are put into so many clusters, 10 by default, which take the
-    place of classes; the bounds use the targets themselves. ``loss``: by default cross-entropy of classes and
-    squared error of numbers. The chain is computed in float64 for models of up to 20 million parameters. Cost: one
-    decomposition of every site, two passes, two backward passes, and k-means at every layer.
-    Raises ``ValueError``: no labels, an unknown loss, a decay below 0, weights that are not finite.
+    classes. Targets that are numbers, one for each output, are put into so many clusters, 10 by default, which take
+    the place of classes; the bounds use the targets themselves. ``loss``: of the training, a name in
+    ``rankfold.collapse.LOSSES``; by default cross-entropy of classes, and of numbers what ``rf.fit`` minimises: the
+    mean over the outputs of squared errors, or of binary cross-entropy where all of them are 0 and 1. A network that
+    was trained with the sum over p outputs needs "squared-error", or its decay over p. ``objective``: what outputs and
+    targets mean, by default the one that they tell. The chain is computed in float64 for models of up to 20 million
+    parameters. Cost: one decomposition of every site, two passes, two backward passes, and k-means at every layer.
+    Raises ``ValueError``: no labels, or such that no layer has features for, a loss that is unknown or not of such
+    targets, a decay below 0, weights that are not finite.
     """
     _check(decay, loss)
     root, tell = unwrap(model), progress or (lambda what, done, total: None)
     found = sites(root)
-    groups = grouped(root, data, samples, clusters, seed)
-    data, loss, numbers = groups.data, groups.loss_as(loss), groups.targets is not None
+    groups = grouped(root, data, samples, clusters, seed, objective)
+    asked, data, loss = loss, groups.data, groups.loss_as(loss)
     measured = measure_layers(
-        root, data, samples=samples, clusters=clusters, seed=seed, progress=tell, judged=not numbers
-    )
+        root, data, samples=samples, clusters=clusters, seed=seed, progress=tell, judged=not groups.clustered,
+        objective=groups.objective,
+    )  # fmt: skip
     spectra = _spectra(root, found, tell)
-    inputs, labels = _in_memory(data, samples)
-    classes = _outputs(root, inputs)
-    partition = Partition.of(labels, None if groups.note else classes)
-    notes = [note for note in (groups.note, partition.note) if note]
+    given = InMemory.of(root, data, samples)
+    partition = Partition.of(given.labels, given.outputs if groups.targets is None else None)
+    notes = [note for note in (groups.note, groups.of_loss(asked), partition.note) if note]
     notes += _about_clusters(measured)
-    theory = _Theory(float("nan") if decay is None else decay)
-    if decay == 0:
-        notes.append("there are no bounds: they hold of networks that were trained with weight decay")
-    elif not isinstance(inputs, Tensor):
-        several = "features are those of positions" if groups.note else "the model takes more than one tensor"
-        notes.append(f"there are no bounds: {several}")
-    elif classes is None:
-        notes.append("there are no bounds: the model's output is not one row of numbers for each sample")
+    theory = Theory(float("nan") if decay is None else decay)
+    if why := _why_none(found, given, decay):
+        notes.append(f"there are no bounds: {why}")
     else:
-        numbered = labels if groups.targets is None else groups.targets
-        theory = _bounded(root, found, inputs, numbered, classes, partition, decay, loss, tell)
+        targets = given.labels if groups.targets is None else groups.targets
+        theory = bounded(root, found, given, targets, partition, decay, loss, tell)
     layers = tuple(
         LayerCollapse(site, spectra[site.name], measured.get(site.name), theory.bounds.get(site.name)) for site in found
     )
     return CollapseReport(
-        layers, partition.clusters, len(labels), theory.decay, decay is None, loss, theory.residual, theory.transitions,
-        dict(theory.skipped), found.left_out, tuple(notes), theory.paths, int((partition.counts == 1).sum()),
-        "clusters" if groups.note else "classes",
+        layers, partition.clusters, len(given.labels), theory.decay, decay is None, loss, theory.residual,
+        theory.transitions, dict(theory.skipped), found.left_out, tuple(notes), theory.paths,
+        int((partition.counts == 1).sum()), "clusters" if groups.clustered else "classes",
     )  # fmt: skip
 
 
-@dataclass(frozen=True, eq=False)
-class _Theory:
-    """What the chain says; NaN and nothing where there is none."""
-
-    decay: float
-    residual: float = float("nan")
-    bounds: Mapping[str, LayerBound] = field(default_factory=dict)
-    skipped: Mapping[str, str] = field(default_factory=dict)
-    paths: Paths | None = None
-    transitions: Transitions | None = None
-
-
-def _bounded(
-    root: nn.Module,
-    found: SiteList,
-    inputs: Tensor,
-    targets: Tensor,
-    classes: int,
-    partition: Partition,
-    decay: float | None,
-    loss: str,
-    tell: Progress,
-) -> _Theory:
-    """Decay, bounds and transitions of a network of one tensor in and one row of ``classes`` numbers out."""
-    exact = root
-    if sum(p.numel() for p in root.parameters()) <= _EXACT_PARAMS:
-        exact = copied(root).double()
-        inputs = inputs.double() if inputs.is_floating_point() else inputs
-    place = next(p for p in exact.parameters() if p.is_floating_point())
-    wanted = vectors(targets, classes, place.dtype)
-    kappa, residual = stationarity(exact, found, inputs, wanted, loss, decay)
-    if decay is None and residual > 1:
-        kappa = float("nan")
-    with opened(exact):
-        ways = paths(exact, [site.name for site in found], inputs[:2])
-    bounds: dict[str, LayerBound] = {}
-    skipped: dict[str, str] = {}
-    if kappa == kappa:
-        tell("bounds", 0, 1)
-        result = chain(exact, inputs, wanted, partition, kappa, LOSSES[loss])
-        bounds, skipped = {layer.name: layer for layer in result.layers}, dict(result.skipped)
-        tell("bounds", 1, 1)
-    dying = _transitions(inputs, targets, classes, ways.longest, loss)
-    return _Theory(kappa, residual, bounds, skipped, ways, dying)
+def _why_none(found: SiteList, given: InMemory, decay: float | None) -> str:
+    """Why there are no bounds; "" where there are."""
+    if not found:
+        reasons = dict.fromkeys(reason for _, reason in found.left_out)
+        return f"the network has no layer that could be low-rank ({'; '.join(reasons) or 'it has no weights'})"
+    if decay == 0:
+        return "they hold of networks that were trained with weight decay"
+    return given.why
 
 
 def _check(decay: float | None, loss: str | None) -> None:
@@ -259,35 +205,3 @@ def _about_clusters(measured: Mapping[str, LayerClusters]) -> list[str]:
         for note in told:
             found.setdefault(note, []).append(name)
     return [f"{note} ({'every layer' if len(names) == len(measured) else few(names)})" for note, names in found.items()]
-
-
-def _in_memory(data: Any, samples: int) -> tuple[Any, Tensor]:
-    """(inputs, labels) of the first samples; inputs are None where they are not one tensor of one shape."""
-    parts: list[Tensor] = []
-    labels: list[Tensor] = []
-    for batch in batches_of(data, 256, samples):
-        found = labels_of(batch)
-        assert found is not None  # measure_layers has seen them
-        labels.append(found.cpu().long())
-        if isinstance(batch, tuple | list) and isinstance(batch[0], Tensor):
-            parts.append(batch[0])
-    alike = len(parts) == len(labels) and len({part.shape[1:] for part in parts}) == 1
-    found = torch.cat([label.flatten()[label.flatten() >= 0] if label.ndim > 1 else label for label in labels])
-    return (torch.cat(parts) if alike and labels[0].ndim == 1 else None), found
-
-
-def _outputs(root: nn.Module, inputs: Any) -> int | None:
-    if not isinstance(inputs, Tensor):
-        return None
-    with evaluating(root):
-        answer = main_tensor(forward(root, inputs[:2]))
-    return answer.shape[1] if answer.ndim == 2 else None
-
-
-def _transitions(inputs: Any, labels: Tensor, classes: int | None, layers: int, loss: str) -> Transitions | None:
-    if not isinstance(inputs, Tensor) or not inputs.is_floating_point() or classes is None or not layers:
-        return None
-    rows = inputs.flatten(1)
-    if rows.shape[1] > _MOST_INPUTS:
-        return None
-    return transitions(rows, vectors(labels, classes, torch.float64), layers, loss=loss)

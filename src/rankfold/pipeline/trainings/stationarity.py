@@ -16,7 +16,8 @@ def stationarity(
 ) -> tuple[float, float]:
     """(κ, ‖∇L + κW‖/(κ‖W‖)) over all sites; κ by least squares where it is not given, NaN where that is not above 0.
 
-    A weight that several sites share counts once.
+    A weight that several sites share counts once. ``loss``: that of the training, a name in ``LOSSES``: one of p times
+    the size has p times the decay. NaN where there are no weights, or none but zeros.
     """
     mode = model.training
     model.eval()

@@ -14,6 +14,7 @@ from rankfold.cli.options import (
     DeviceName,
     Download,
     Json,
+    ObjectiveName,
     Precision,
     PrecisionName,
     Samples,
@@ -47,11 +48,13 @@ def collapse(
         typer.Option(
             metavar="L",
             help=(
-                "cross-entropy or squared-error; of targets that are classes against one-hot vectors, and of "
-                "numbers always squared-error."
+                "Loss of the training: cross-entropy, binary-cross-entropy, mean-squared-error (over the outputs, as "
+                "of torch) or squared-error (their sum); of targets that are classes against one-hot vectors. "
+                "Default: cross-entropy of classes, of numbers mean-squared-error, of 0 and 1 binary-cross-entropy."
             ),
         ),
     ] = None,
+    objective: ObjectiveName = None,
     clusters: Annotated[
         int | None,
         typer.Option(
@@ -75,7 +78,7 @@ def collapse(
 
     Says which layers are low-rank, which bound explains it, and at which weight decay the others would be.
     """
-    from rankfold.cli.choices import computing, set_threads
+    from rankfold.cli.choices import computing, objective_of, set_threads
     from rankfold.cli.loading import open_model
     from rankfold.pipeline import calibration_part, samples_of
     from rankfold.pipeline.collapse.page import write_collapse
@@ -88,7 +91,8 @@ def collapse(
         loaded = open_model(model, weights, data, download, talk, trained=False, own_data=True).to(place)
         if loaded.drawn:
             talk.say(f"{model} was given without --weights, so that its weights are random and nothing has collapsed")
-        part = calibration_part(loaded.needed_data().train, samples, seed)
+        known = loaded.needed_data()
+        part = calibration_part(known.train, samples, seed)
         loaded.needed_example()
         found = collapse_report(
             loaded.model,
@@ -98,9 +102,10 @@ def collapse(
             samples=samples_of(part, samples),
             clusters=clusters,
             seed=seed,
+            objective=objective_of(objective) or known.objective,
             progress=talk.progress,
         )
-        talk.say(f"wrote {write_collapse(found, model, loaded.needed_data().name, out)}")
+        talk.say(f"wrote {write_collapse(found, model, known.name, out)}")
     if as_json:
         print_json({"model": model, "report": str(out)} | found.to_dict())
         return

@@ -1,0 +1,1 @@
+"""Labelled data of any form on their way through a model: what labels mean, which input is cut, the passes."""
