@@ -18,6 +18,7 @@ from rankfold.recover.tables.times import as_seconds
 
 ROLES = ("row", "column")
 Duplicates = Literal["refuse", "mean", "last", "sum"]
+EACH: Any = object()  # in the place of these, for our own readers: all entries stay, in the order of their lines
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,10 +83,10 @@ def triplets(
     """Entries from arrays. With ``shape`` rows and columns are indices into it, else names of any kind: texts are kept
     as written, 7 and 7.0 are one name.
 
-    ``duplicates`` of one entry: ``refuse`` unless they agree (then it is kept once), take the ``mean``, the ``last`` or
-    the ``sum``. ``lines`` (count,) of the file they come from, for messages; ``times`` (count,): seconds since 1970, or
-    dates. Raises ``ValueError`` that names row and
-    column: values that are missing (masked, NA, NaN) or not finite, indices out of range, duplicates that differ; and
+    ``duplicates`` of one entry: ``refuse`` unless they agree (then it is kept once), take the ``mean``, the ``last``
+    (with ``times`` the latest) or the ``sum``; the time is the latest. ``lines`` (count,) of the file they come from,
+    for messages; ``times`` (count,): seconds since 1970, or dates. Raises ``ValueError`` that names row and column:
+    values that are missing (masked, NA, NaN) or not finite, indices out of range, duplicates that differ; and
     for arrays of unequal length.
     """
     one_of(duplicates)
@@ -114,7 +115,9 @@ def triplets(
 
 
 def gathered(found: Triplets, duplicates: Duplicates, lines: np.ndarray | None = None) -> Triplets:
-    """Each entry once, with remarks. ``lines`` (count,) of a file, for messages."""
+    """Each entry once, with remarks; with ``EACH`` as they are. ``lines`` (count,) of a file, for messages."""
+    if duplicates is EACH:
+        return _remarked(found)
     kept, repeated = once(found, duplicates, lines)
     told = (repeated.remark(duplicates),) if repeated is not None else ()
     return _remarked(replace(kept, remarks=(*kept.remarks, *told)))
@@ -122,7 +125,7 @@ def gathered(found: Triplets, duplicates: Duplicates, lines: np.ndarray | None =
 
 def one_of(duplicates: str) -> None:
     """Raises ``ValueError`` where ``duplicates`` is no way of treating them."""
-    if duplicates not in get_args(Duplicates):
+    if duplicates is not EACH and duplicates not in get_args(Duplicates):
         raise ValueError(f"duplicates must be 'refuse', 'mean', 'last' or 'sum', got {duplicates!r}")
 
 
@@ -174,7 +177,10 @@ def once(
     ordered = np.sort(cells)
     if not (ordered[1:] == ordered[:-1]).any():
         return found, None
-    order = np.argsort(cells, kind="stable")
+    if found.times is None or duplicates == "refuse":  # a refusal names lines as they come
+        order = np.argsort(cells, kind="stable")
+    else:  # the last is the last in time, and of one moment the last line
+        order = np.lexsort((np.nan_to_num(found.times, nan=-np.inf), cells))
     rows, columns, values = found.rows[order], found.columns[order], found.values[order]
     first = np.r_[True, (np.diff(rows) != 0) | (np.diff(columns) != 0)]
     repeated = int(len(first) - first.sum())
@@ -200,7 +206,7 @@ def once(
     kept = {"last": values[ends - 1], "sum": sums}.get(duplicates, sums / (ends - starts))
     if duplicates == "refuse":
         kept = values[starts]
-    times = None if found.times is None else np.maximum.reduceat(found.times[order], starts)
+    times = None if found.times is None else np.fmax.reduceat(found.times[order], starts)  # the latest
     kept_once = replace(found, rows=rows[starts], columns=columns[starts], values=kept, times=times)
     return kept_once, Repeated(repeated, place(int(np.flatnonzero(~first)[0])))
 
