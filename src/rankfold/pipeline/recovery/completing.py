@@ -169,7 +169,7 @@ def judged(model: FactorModel, judge: Triplets, entries: Triplets | MappedEntrie
     among the ``entries`` of the fit, and a warning where any is."""
     rows, columns = judge.numbered(model.row_names, model.column_names)
     missed = model.at(rows, columns, judge.times) - judge.values
-    told = {
+    told: dict[str, Any] = {
         "entries": len(judge),
         "error": math.sqrt(float((missed**2).mean())),
         "absolute_error": float(abs(missed).mean()),

@@ -12,7 +12,7 @@ from rankfold.recover.implicit.als import als
 from rankfold.recover.implicit.history import History
 from rankfold.recover.implicit.models import Model, neighbours, popularity, regression
 from rankfold.recover.mapped.entries import MappedEntries
-from rankfold.recover.tables.triplets import Triplets
+from rankfold.recover.tables.triplets import Triplets, counted
 
 METHODS = ("als", "regression", "neighbours", "popularity")
 BASELINES = ("neighbours", "popularity")
@@ -94,6 +94,9 @@ def trained(entries: Triplets, candidate: Candidate, seed: int = 0) -> Model:
         raise ValueError(
             f"the count at {place} is {entries.values[at]:g}, and counts of implicit feedback must be at least 0"
         )
+    entries = counted(entries)
+    if not len(entries):
+        raise ValueError("every count is 0, and says that nothing was taken")
     plays = weights(entries)
     if candidate.method == "als":
         return _least_squares(plays, candidate, seed)

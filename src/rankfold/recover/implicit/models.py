@@ -92,7 +92,7 @@ class Factors:
 
 def popularity(plays: Csr, times: np.ndarray | None = None, half_life: float | None = None) -> Popularity:
     """How many rows took each column; with ``half_life`` (days) each of them counts half as much for every such time
-    before the last. ``times`` (entries,) in the order of ``plays``."""
+    before the last. ``times`` (entries,) in the order of ``plays``: when the row took the column last."""
     weight = np.ones(plays.nnz)
     if half_life is not None:
         if times is None:

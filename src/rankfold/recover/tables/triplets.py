@@ -26,7 +26,8 @@ class Triplets:
     """``values`` (count,) at ``rows`` and ``columns`` (indices), whose names are ``row_names`` and ``column_names``.
 
     ``remarks``: what was done to them, in sentences. ``times`` (count,): seconds since 1970, where they were asked for.
-    ``called``: what rows and columns are called in the file that they come from.
+    ``called``: what rows and columns are called in the file that they come from. ``before``: where entries with times
+    were repeated, these and perhaps others as they were given.
     """
 
     rows: np.ndarray
@@ -37,6 +38,7 @@ class Triplets:
     remarks: tuple[str, ...] = ()
     times: np.ndarray | None = None
     called: tuple[str, str] = ROLES
+    before: Before | None = None
 
     __repr__ = brief
 
@@ -68,6 +70,15 @@ class Triplets:
         rows = np.array([row_at.get(name, -1) for name in self.row_names], dtype=np.int64)
         columns = np.array([column_at.get(name, -1) for name in self.column_names], dtype=np.int64)
         return rows[self.rows], columns[self.columns]
+
+
+@dataclass(frozen=True, eq=False)
+class Before:
+    """Entries before those of one cell were made one in the way of ``duplicates``: a sum, and the latest time, do not
+    tell what was known at some moment."""
+
+    entries: Triplets
+    duplicates: Duplicates
 
 
 def triplets(
@@ -121,6 +132,16 @@ def gathered(found: Triplets, duplicates: Duplicates, lines: np.ndarray | None =
     kept, repeated = once(found, duplicates, lines)
     told = (repeated.remark(duplicates),) if repeated is not None else ()
     return _remarked(replace(kept, remarks=(*kept.remarks, *told)))
+
+
+def counted(found: Triplets) -> Triplets:
+    """Without counts of 0, which say that nothing was taken, with a remark; the names stay."""
+    there = np.flatnonzero(found.values != 0)
+    none = len(found) - len(there)
+    if not none:
+        return found
+    told = "1 count is 0 and is left out" if none == 1 else f"{none:,} counts are 0 and are left out"
+    return replace(found.take(there), remarks=(*found.remarks, told))
 
 
 def one_of(duplicates: str) -> None:
@@ -207,7 +228,8 @@ def once(
     if duplicates == "refuse":
         kept = values[starts]
     times = None if found.times is None else np.fmax.reduceat(found.times[order], starts)  # the latest
-    kept_once = replace(found, rows=rows[starts], columns=columns[starts], values=kept, times=times)
+    before = None if times is None else Before(found, duplicates)
+    kept_once = replace(found, rows=rows[starts], columns=columns[starts], values=kept, times=times, before=before)
     return kept_once, Repeated(repeated, place(int(np.flatnonzero(~first)[0])))
 
 
