@@ -88,10 +88,11 @@ def scored(model: Model, history: Csr | History, block: Csr) -> np.ndarray:
     ``history`` took each column."""
     told = np.array(model.scores(block))
     empty = np.flatnonzero(np.diff(block.indptr) == 0)
-    if len(empty) and isinstance(history, History):
-        told[empty] = history.taken
-    elif len(empty):
-        told[empty] = np.bincount(history.indices, minlength=history.shape[1])
+    if len(empty):
+        if isinstance(history, History):
+            told[empty] = history.taken
+        else:
+            told[empty] = np.bincount(history.indices, minlength=history.shape[1])
     return told
 
 
