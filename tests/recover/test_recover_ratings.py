@@ -273,10 +273,10 @@ def test_the_command_uses_times_and_tables_and_predicts(tmp_path):
     assert done["method"] == "ratings"
     assert "time" in done["chosen"]
     told = (out / "predictions.csv").read_text().splitlines()
-    assert told[0] == "user,item,predicted,uncertainty,unknown"
+    assert told[0] == "user,item,time,predicted,uncertainty,unknown"
     assert told[-1].endswith(",row")  # u40
     assert len(told) == 42
-    assert float(told[1].split(",")[3]) > 0
+    assert float(told[1].split(",")[4]) > 0
     test = tmp_path / "t.csv"
     test.write_text("user,item,rating\nx1,i1,3\nx2,i2,4\n")
     assert "none of the 2 rows to judge by is among the entries, such as 'x1'" in failed(

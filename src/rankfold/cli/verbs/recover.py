@@ -191,6 +191,7 @@ def recover(
                 bound = max(tried) if tried else None
                 given = (file, test, predict, named, header, duplicates)
                 report = _mapped(given, memory, bound, top, seed, out, talk)
+                _warn(report, talk)
                 print_json(report) if as_json else print_recovered(report)
                 return
             if implicit:
@@ -224,6 +225,7 @@ def recover(
                 source=file.name,
                 progress=talk.progress,
             )
+            _warn(report, talk)
     if as_json:
         print_json(report)
         return
@@ -322,6 +324,12 @@ def _about(entries: Triplets | MappedEntries, talk: Talk, *beside: tuple[Path | 
         if file is not None and found is not None:
             for remark in found.remarks:
                 talk.say(f"{file.name}: {remark}")
+
+
+def _warn(report: dict[str, Any], talk: Talk) -> None:
+    """Of an error on test entries that says less than it seems to."""
+    if (told := report.get("test", {}).get("warning")) is not None:
+        talk.say(f"warning: {told}")
 
 
 def _sensed(file: Path, arrays: dict[str, Any], rank: int | None, seed: int, out: Path, talk: Talk) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def finetune(
             targets.
         epochs: of the default recipe, in place of 30.
         directory: for checkpoints, as in ``rankfold.fit``.
-        progress: called after each epoch.
+        progress: called after each batch; ``finished`` is set by the last one of an epoch.
         objective: as in ``rankfold.evaluate``; where it needs no targets, the distance from the teacher's outputs alone
             is minimised.
 

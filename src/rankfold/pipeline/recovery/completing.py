@@ -11,7 +11,7 @@ import numpy as np
 
 from rankfold.pipeline.recovery.advice import other_ranks
 from rankfold.pipeline.recovery.drawing import candidates_drawn
-from rankfold.pipeline.recovery.matching import check_names, unknown
+from rankfold.pipeline.recovery.matching import check_names, shared, unknown
 from rankfold.pipeline.recovery.page import page
 from rankfold.pipeline.recovery.writing import (
     ALWAYS,
@@ -123,7 +123,7 @@ def written(
     if advice:
         report["advice"] = advice
     if judge is not None:
-        report["test"] = judged(model, judge)
+        report["test"] = judged(model, judge, entries)
     tables: dict[str, bytes] = {}
     if top:
         tables[TOP] = best_columns(model, entries, top)
@@ -164,13 +164,22 @@ def expected_error(model: FactorModel, entries: Triplets | MappedEntries) -> flo
     return float(np.sqrt(np.mean(model.uncertainty(rows[new], columns[new], times) ** 2)))
 
 
-def judged(model: FactorModel, judge: Triplets) -> dict[str, Any]:
-    """Errors of the predictions for other entries, those of unknown rows and columns among them."""
+def judged(model: FactorModel, judge: Triplets, entries: Triplets | MappedEntries) -> dict[str, Any]:
+    """Errors of the predictions for other entries, those of unknown rows and columns among them; how many of them are
+    among the ``entries`` of the fit, and a warning where any is."""
     rows, columns = judge.numbered(model.row_names, model.column_names)
     missed = model.at(rows, columns, judge.times) - judge.values
-    return {
+    told: dict[str, Any] = {
         "entries": len(judge),
         "error": math.sqrt(float((missed**2).mean())),
         "absolute_error": float(abs(missed).mean()),
         **unknown(judge, model.row_names, model.column_names),
+        "also_fitted": (both := shared(judge, entries)),
     }
+    if both:
+        which = f"all {both:,}" if both == len(judge) else f"{both:,} of the {len(judge):,}"
+        told["warning"] = (
+            f"{which} test entries are cells that were also fitted: their error is smaller than that of new ones, so "
+            "leave them out of one of the two files"
+        )
+    return told

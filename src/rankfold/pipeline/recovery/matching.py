@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from rankfold.recover import Triplets
+from rankfold.recover import MappedEntries, Triplets
 
 
 def unknown(asked: Triplets, row_names: tuple[str, ...], column_names: tuple[str, ...]) -> dict[str, int]:
@@ -16,6 +16,20 @@ def unknown(asked: Triplets, row_names: tuple[str, ...], column_names: tuple[str
         "unknown_rows": len(set(asked.rows[rows < 0].tolist())),
         "unknown_columns": len(set(asked.columns[columns < 0].tolist())),
     }
+
+
+def shared(other: Triplets, entries: Triplets | MappedEntries) -> int:
+    """How many cells of ``other`` are also among the ``entries``. Cost: one pass over these."""
+    rows, columns = other.numbered(entries.row_names, entries.column_names)
+    known, n = (rows >= 0) & (columns >= 0), entries.shape[1]
+    cells = rows[known] * n + columns[known]
+    if isinstance(entries, Triplets):
+        return int(np.isin(cells, entries.rows * n + entries.columns).sum())
+    found = 0
+    for block, part in entries.parts():
+        numbers = np.repeat(np.arange(block.start, block.stop, dtype=np.int64), np.diff(part.indptr))
+        found += int(np.isin(cells, numbers * n + part.indices).sum())
+    return found
 
 
 def check_names(other: Triplets, names: tuple[tuple[str, ...], tuple[str, ...]], purpose: str) -> None:

@@ -46,6 +46,8 @@ def page(
         facts.append(("Completed", completed_told(report)))
     if "test" in report:
         facts.append(("Test error", f"{report['test']['error']:.4g} on {report['test']['entries']:,} entries"))
+        if "warning" in report["test"]:
+            facts.append(("Warning", report["test"]["warning"]))
     data = RecoveryData(
         "A matrix completed",
         facts,

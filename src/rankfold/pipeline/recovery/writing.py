@@ -86,10 +86,16 @@ def best_columns(model: FactorModel, entries: Triplets | MappedEntries, top: int
 
 
 def predictions(model: FactorModel, asked: Triplets, called: tuple[str, str]) -> bytes:
-    """A line for each pair that was asked for: row, column, prediction, for ratings its standard deviation, and which
-    of the two names is unknown, where there are any."""
+    """A line for each pair that was asked for, in that order: row, column, the time in seconds since 1970 where times
+    were read, prediction, for ratings its standard deviation, and which of the two names is unknown, where there are
+    any."""
     rows, columns = asked.numbered(model.row_names, model.column_names)
-    head, told = [*called, "predicted"], [_digits(model.at(rows, columns, asked.times))]
+    head, told = [*called], list[list[str]]()
+    if asked.times is not None:
+        head.append("time")
+        told.append([f"{when:.16g}" for when in asked.times.tolist()])
+    head.append("predicted")
+    told.append(_digits(model.at(rows, columns, asked.times)))
     if model.spread is not None:
         head.append("uncertainty")
         told.append(_digits(model.uncertainty(rows, columns, asked.times)))

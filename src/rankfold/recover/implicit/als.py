@@ -25,7 +25,7 @@ def als(plays: Csr | History, *, rank: int, alpha: float, regularization: float,
     As ``implicit`` 0.7 has it: a cell that is not stored weighs 1, one that is stored weighs α r, and so a stored zero
     weighs nothing at all. Cost O(entries k² + (m + n) k³) an iteration without the package, O(entries k) with it.
     """
-    if installed():
+    if installed() and not isinstance(plays, History):  # the package holds all plays, and in both orders
         return _package(plays, rank, alpha, regularization, iterations, seed)
     rng = np.random.default_rng(seed)
     rows = Factors(rng.standard_normal((rank, plays.shape[1])) * 0.01, alpha, regularization)

@@ -12,7 +12,7 @@ from rankfold.recover.implicit.als import als
 from rankfold.recover.implicit.history import History
 from rankfold.recover.implicit.models import Model, neighbours, popularity, regression
 from rankfold.recover.mapped.entries import MappedEntries
-from rankfold.recover.tables.triplets import Triplets
+from rankfold.recover.tables.triplets import Triplets, counted
 
 METHODS = ("als", "regression", "neighbours", "popularity")
 BASELINES = ("neighbours", "popularity")
@@ -72,14 +72,31 @@ def weights(entries: Triplets) -> Csr:
     return table
 
 
+def check(candidate: Candidate) -> None:
+    """Raises ``ValueError`` for a setting out of range, also where the method does not use it."""
+    at_least = {"count": 1, "iterations": 1, "regularization": 0}
+    for name, least in at_least.items():
+        if not getattr(candidate, name) >= least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(candidate, name)}")
+    if not candidate.alpha > 0:
+        raise ValueError(f"alpha must be more than 0, got {candidate.alpha}")
+    if candidate.half_life is not None and not candidate.half_life > 0:
+        raise ValueError(f"half_life must be more than 0 days, got {candidate.half_life} (None: all times count alike)")
+
+
 def trained(entries: Triplets, candidate: Candidate, seed: int = 0) -> Model:
-    """The model of one candidate. Raises ``ValueError`` for negative counts and unknown methods."""
+    """The model of one candidate. Raises ``ValueError`` for negative counts, unknown methods, and settings out of
+    range."""
+    check(candidate)
     if (entries.values < 0).any():
         at = int(np.flatnonzero(entries.values < 0)[0])
         place = f"row {entries.row_names[entries.rows[at]]}, column {entries.column_names[entries.columns[at]]}"
         raise ValueError(
             f"the count at {place} is {entries.values[at]:g}, and counts of implicit feedback must be at least 0"
         )
+    entries = counted(entries)
+    if not len(entries):
+        raise ValueError("every count is 0, and says that nothing was taken")
     plays = weights(entries)
     if candidate.method == "als":
         return _least_squares(plays, candidate, seed)
@@ -94,7 +111,9 @@ def trained(entries: Triplets, candidate: Candidate, seed: int = 0) -> Model:
 
 
 def trained_mapped(entries: MappedEntries, candidate: Candidate, seed: int = 0) -> Model:
-    """The model of least squares of counts in files. Raises ``ValueError`` for other methods, and negative counts."""
+    """The model of least squares of counts in files. Raises ``ValueError`` for other methods, negative counts, and
+    settings out of range."""
+    check(candidate)
     if candidate.method != "als":
         raise ValueError(
             f"{candidate.method} holds all entries in memory: use als for entries in files, or read them whole "

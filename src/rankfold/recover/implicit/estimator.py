@@ -19,7 +19,7 @@ from rankfold.recover.implicit.ranking import judge
 from rankfold.recover.implicit.search import best_unseen, scored
 from rankfold.recover.mapped.entries import MappedEntries
 from rankfold.recover.tables.names import name_of
-from rankfold.recover.tables.triplets import Triplets, triplets
+from rankfold.recover.tables.triplets import Triplets, counted, triplets
 
 FAINT = 1e-3  # entries of factors that are all smaller have shrunk to nothing
 
@@ -64,10 +64,11 @@ class ImplicitFeedback(BaseEstimator):
 
     def fit(self, X: Any, y: Any = None, *, times: Any = None) -> ImplicitFeedback:
         """``X``: pairs (count, 2) of names with their counts ``y`` (by default 1; repeated pairs are summed), a sparse
-        matrix rows × columns of counts, `Triplets`, or `MappedEntries` (``als``). ``times`` (count,): seconds, for
-        ``half_life``.
+        matrix rows × columns of counts, `Triplets`, or `MappedEntries` (``als``). A count of 0 is no play: it is left
+        out. ``times`` (count,): seconds, for ``half_life``.
 
-        Raises ``ValueError`` for negative counts, missing names, and settings that the shape does not allow.
+        Raises ``ValueError`` for negative counts, for none above 0, missing names, and settings that the shape does not
+        allow.
         """
         if isinstance(X, MappedEntries):
             self.model_ = trained_mapped(X, self._candidate(min(X.shape)), self.random_state)
@@ -111,7 +112,7 @@ class ImplicitFeedback(BaseEstimator):
         """NDCG@10 of ranking what is in ``X`` (as in ``fit``) and not in the history of its row, over the rows that are
         known; 0 where there is none. Columns that are not known count as missed."""
         check_is_fitted(self)
-        given = X if isinstance(X, Triplets) else _entries(X, y, None)
+        given = _entries(X, y, None)
         rows, columns = given.numbered(self.row_names_, self.column_names_)
         width = len(self.column_names_)
         columns = np.where(columns < 0, width + given.columns, columns)
@@ -177,6 +178,10 @@ class ImplicitFeedback(BaseEstimator):
 
 
 def _entries(x: Any, y: Any, times: Any) -> Triplets:
+    return counted(_given(x, y, times))
+
+
+def _given(x: Any, y: Any, times: Any) -> Triplets:
     if isinstance(x, Triplets):
         return x
     if scipy.sparse.issparse(x):

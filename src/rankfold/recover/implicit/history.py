@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.sparse import csr_array as Csr
@@ -23,6 +24,7 @@ class History:
 
     def __getitem__(self, rows: slice | np.ndarray | Sequence[int]) -> Csr:
         found = self.entries[rows]
+        found.eliminate_zeros()  # a count of 0 says that nothing was taken
         found.data = np.log2(1.0 + found.data)
         return found
 
@@ -30,6 +32,14 @@ class History:
         """All rows, some at a time."""
         for rows, _ in self.entries.parts():
             yield self[rows]
+
+    @cached_property
+    def taken(self) -> np.ndarray:
+        """(n,): how many rows took each column. One pass, when it is first asked for."""
+        found = np.zeros(self.shape[1], dtype=np.int64)
+        for part in self.parts():
+            found += np.bincount(part.indices, minlength=len(found))
+        return found
 
     def turned(self) -> History:
         """Columns × rows, in files too."""

@@ -92,7 +92,7 @@ class Factors:
 
 def popularity(plays: Csr, times: np.ndarray | None = None, half_life: float | None = None) -> Popularity:
     """How many rows took each column; with ``half_life`` (days) each of them counts half as much for every such time
-    before the last. ``times`` (entries,) in the order of ``plays``."""
+    before the last. ``times`` (entries,) in the order of ``plays``: when the row took the column last."""
     weight = np.ones(plays.nnz)
     if half_life is not None:
         if times is None:
@@ -131,10 +131,12 @@ def regression(plays: Csr, regularization: float) -> ColumnWeights:
     ones = Csr((np.ones(plays.nnz), plays.indices, plays.indptr), shape=plays.shape)
     gram = (ones.T @ ones).toarray()
     gram[np.diag_indices(n)] += regularization
+    lengths = gram.diagonal().copy()
     factor, info = scipy.linalg.lapack.dpotrf(gram, lower=1, overwrite_a=1)
-    inverse, info = scipy.linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)
-    if info:
+    # of a column that others make up rounding may leave a pivot that is not quite 0
+    if info or (factor.diagonal() ** 2 <= n * np.finfo(np.float64).eps * lengths).any():
         raise ValueError(f"the regression of columns is singular: give more than {regularization:g} as regularization")
+    inverse, _ = scipy.linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)
     inverse = np.tril(inverse) + np.tril(inverse, -1).T
     weights = inverse / -np.diag(inverse)
     weights[np.diag_indices(n)] = 0.0

@@ -16,7 +16,7 @@ from rankfold.recover.implicit.ranking import Ranking, judge, paired
 from rankfold.recover.implicit.splits import Split, held_out
 from rankfold.recover.model import largest
 from rankfold.recover.several import Progress, each
-from rankfold.recover.tables.triplets import Triplets
+from rankfold.recover.tables.triplets import Triplets, counted
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ def choose(
     """Part ``entries`` twice by ``split``: candidates are compared by NDCG@k on the middle part, then the best one and
     the best of each other baseline are fitted to all but the last part and judged on it. Only rows that are known are
     judged, only columns that they have not taken are ranked; columns that nobody took count as missed. ``jobs``:
-    candidates at a time, in processes of one thread each (-1: one for each core)."""
+    candidates at a time, in processes of one thread each (-1: one for each core). Counts of 0 are left out."""
+    entries = counted(entries)
     rest, test = held_out(entries, split, seed=seed)
     learn, validation = held_out(rest, split, seed=seed + 1)
     given = [(learn, candidate, seed, validation, k) for candidate in tried]
@@ -87,8 +88,11 @@ def scored(model: Model, history: Csr | History, block: Csr) -> np.ndarray:
     ``history`` took each column."""
     told = np.array(model.scores(block))
     empty = np.flatnonzero(np.diff(block.indptr) == 0)
-    if len(empty) and not isinstance(history, History):
-        told[empty] = np.bincount(history.indices, minlength=history.shape[1])
+    if len(empty):
+        if isinstance(history, History):
+            told[empty] = history.taken
+        else:
+            told[empty] = np.bincount(history.indices, minlength=history.shape[1])
     return told
 
 

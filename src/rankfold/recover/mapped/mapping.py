@@ -21,7 +21,7 @@ from rankfold.recover.tables.lines import line_chunks
 from rankfold.recover.tables.memory import affordable_names
 from rankfold.recover.tables.names import in_order
 from rankfold.recover.tables.parquet import parquet_chunks, parquet_columns, remark
-from rankfold.recover.tables.reading import PARQUET, TEXT, check_file, layout_of
+from rankfold.recover.tables.reading import PARQUET, TEXT, check_file, duplicates_of, layout_of
 from rankfold.recover.tables.triplets import Duplicates, one_of
 from rankfold.run.claim import claimed
 from rankfold.run.disk.files import check_room, digest_of
@@ -34,7 +34,7 @@ def map_entries(
     file: str | Path,
     directory: str | Path,
     *,
-    duplicates: Duplicates = "refuse",
+    duplicates: Duplicates | None = None,
     columns: str | Sequence[str] | None = None,
     implicit: bool = False,
     header: bool | None = None,
@@ -46,9 +46,10 @@ def map_entries(
     Args:
         file: text with an entry a line, or Parquet.
         directory: a folder for the entries alone, 12 bytes for each; three times that while it is written.
-        duplicates: of one entry with two values: "refuse", "mean", "last" or "sum".
+        duplicates: of one entry with two values: "refuse", "mean", "last" or "sum"; None: refuse, and sum with
+            ``implicit``.
         columns: names in their place, of a header or in the order of the file.
-        implicit: a value may be missing, each line counts once and repeated ones are summed.
+        implicit: a value may be missing, then each line counts once.
         header: whether line 1 of a text is one; None: by what it looks like.
         progress: called as ``progress(what, done, total)``.
 
@@ -69,6 +70,7 @@ def map_entries(
         >>> rf.recover.map_entries("ratings.csv", "entries").shape
         (2, 2)
     """
+    duplicates = duplicates_of(duplicates, implicit)
     one_of(duplicates)
     path, folder = Path(file), Path(directory)
     columns = split_names(columns)

@@ -9,7 +9,7 @@ from rankfold.recover.tables.columns import NO_VALUE, plain, split_names
 from rankfold.recover.tables.layout import Wanted, first_fields
 from rankfold.recover.tables.parquet import parquet_columns, parquet_header
 from rankfold.recover.tables.reading import ARRAYS, PARQUET, check_file, head_of, layout_of, read_triplets, read_wanted
-from rankfold.recover.tables.triplets import Triplets
+from rankfold.recover.tables.triplets import EACH, Triplets
 
 
 def read_pairs(
@@ -21,12 +21,13 @@ def read_pairs(
     like: str | Path | None = None,
 ) -> Triplets:
     """Pairs (row, column) to predict, perhaps with times; a column of values is not read, and need not be there.
+    Each line is a pair, in the order of the file, also where one is asked for twice.
 
     ``like``: the file of the entries. Where line 1 has the names of its columns, it is the header, and is read by them.
     """
     named = split_names(columns or _shared(file, like, (0, 1), time, header))
     wanted = Wanted(named or None, True, time, header, valued=False)
-    return read_wanted(Path(file), wanted, "last")
+    return read_wanted(Path(file), wanted, EACH)
 
 
 def read_test(

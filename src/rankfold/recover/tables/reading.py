@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from rankfold.recover.tables.columns import split_names
+from rankfold.recover.tables.columns import role_of, split_names
 from rankfold.recover.tables.fast import Odd, read_fast
 from rankfold.recover.tables.layout import Fault, Layout, Wanted, layout
-from rankfold.recover.tables.lines import read_lines
+from rankfold.recover.tables.lines import line_chunks, read_lines
 from rankfold.recover.tables.npz import from_arrays, read_arrays
-from rankfold.recover.tables.parquet import read_parquet
+from rankfold.recover.tables.parquet import parquet_chunks, parquet_columns, read_parquet
 from rankfold.recover.tables.sides import Sides, read_side
-from rankfold.recover.tables.triplets import Duplicates, Triplets, one_of
+from rankfold.recover.tables.triplets import EACH, Duplicates, Triplets, counted, once, one_of
 
 TEXT = (".csv", ".tsv", ".txt", ".data", ".dat", ".base", ".test", ".train", ".ratings", ".rating")
 ARRAYS = (".npz", ".npy")
@@ -34,7 +34,7 @@ _PACKERS = (".gz", ".bz2", ".xz", ".zip", ".zst")
 def read_triplets(
     file: str | Path,
     *,
-    duplicates: Duplicates = "refuse",
+    duplicates: Duplicates | None = None,
     columns: str | Sequence[str] | None = None,
     implicit: bool = False,
     time: bool = False,
@@ -52,9 +52,10 @@ def read_triplets(
 
     Args:
         file: to be read.
-        duplicates: of one entry with two values: "refuse", "mean", "last" or "sum".
+        duplicates: of one entry with two values: "refuse", "mean", "last" (with ``time`` the latest) or "sum"; None:
+            refuse, with ``implicit`` sum.
         columns: names in their place, of a header or in the order of the file.
-        implicit: a value may be missing, each line counts once and repeated ones are summed.
+        implicit: a value may be missing, then each line counts once.
         time: read the column of times too: one that is called so, or the fourth of four names in ``columns``.
         header: whether line 1 of a text is one; None: by what it looks like.
 
@@ -73,7 +74,8 @@ def read_triplets(
         >>> rf.recover.read_triplets("ratings.csv").values.tolist()
         [4.0, 2.0]
     """
-    return read_wanted(Path(file), Wanted(split_names(columns), implicit, time, header), duplicates)
+    how = duplicates_of(duplicates, implicit)
+    return read_wanted(Path(file), Wanted(split_names(columns), implicit, time, header), how)
 
 
 def read_wanted(path: Path, wanted: Wanted, duplicates: Duplicates) -> Triplets:
@@ -105,19 +107,18 @@ def read_plays(
     time: bool | None = None,
     header: bool | None = None,
 ) -> Triplets:
-    """Implicit feedback of a file, as `read_triplets` reads it. ``at_least``: values from it on count one, others are
-    left out. ``time``: None reads a column of times where there is one in the header or in fourth place.
+    """Implicit feedback of a file, as `read_triplets` reads it; counts of 0 are left out. ``at_least``: each line with
+    a value from it on counts one, others are left out. ``time``: None reads a column of times where there is one in the
+    header or in fourth place.
 
     Raises ``ValueError`` also for counts below zero, and where nothing is left.
     """
-    timed = bool(time)
-    if time is None:
-        try:
-            found = read_triplets(file, duplicates="last", columns=columns, implicit=True, time=True, header=header)
-            timed = bool(np.isfinite(found.times).all()) if found.times is not None else False
-        except ValueError:
-            timed = False
-    found = read_triplets(file, duplicates=duplicates, columns=columns, implicit=True, time=timed, header=header)
+    path, names = Path(file), split_names(columns)
+    one_of(duplicates)
+    check_file(path)
+    timed = _timed(path, Wanted(names, True, True, header)) if time is None else time
+    # a refusal names lines; else what a line says is looked at before lines are put together
+    found = read_wanted(path, Wanted(names, True, timed, header), "refuse" if duplicates == "refuse" else EACH)
     if at_least is not None:
         kept = found.take(np.flatnonzero(found.values >= at_least))
         if not len(kept):
@@ -126,13 +127,46 @@ def read_plays(
             )
         remark = f"{len(kept)} of {len(found)} values are at least {at_least:g} and count one each"
         found = replace(kept, values=np.ones(len(kept)), remarks=(*found.remarks, remark))
+    if duplicates == "sum":
+        found = counted(found)  # also the time of a line that counts nothing says nothing
+    found, repeated = once(found, duplicates, None)
+    if repeated is not None:
+        found = replace(found, remarks=(*found.remarks, repeated.remark(duplicates)))
     if (found.values < 0).any():
         at = int(np.flatnonzero(found.values < 0)[0])
         place = f"row {found.row_names[found.rows[at]]}, column {found.column_names[found.columns[at]]}"
         raise ValueError(
             f"{file}: the count at {place} is {found.values[at]:g}, and counts of implicit feedback must be at least 0"
         )
+    found = counted(found)
+    if not len(found):
+        raise ValueError(f"{file}: every count is 0, and says that nothing was taken")
     return found
+
+
+def duplicates_of(duplicates: Duplicates | None, implicit: bool) -> Duplicates:
+    """What is done where nothing was asked for: entries of ``implicit`` feedback are summed, others refused."""
+    return duplicates if duplicates is not None else "sum" if implicit else "refuse"
+
+
+def _timed(path: Path, wanted: Wanted) -> bool:
+    """Whether a file has a column that is called a time, or else one in fourth place with a time in the first entry.
+    What is wrong with its other lines is for the reader to tell."""
+    kind = path.suffix.lower()
+    if kind not in (*TEXT, *PARQUET):
+        return False
+    try:
+        form = None if kind in PARQUET else layout_of(path, wanted)
+        columns = parquet_columns(path, wanted) if form is None else form.columns
+        if columns is None or columns.time is None:
+            return False
+        names = columns.header or wanted.columns or ()
+        if columns.time < len(names) and role_of(names[columns.time]) == "time":
+            return True
+        next(parquet_chunks(path, wanted, 1) if form is None else line_chunks(path, form, 1))
+    except ValueError:  # no such column, no time in it, or what the reader will tell
+        return False
+    return True
 
 
 def read_sides(

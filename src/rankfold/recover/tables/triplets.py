@@ -18,6 +18,7 @@ from rankfold.recover.tables.times import as_seconds
 
 ROLES = ("row", "column")
 Duplicates = Literal["refuse", "mean", "last", "sum"]
+EACH: Any = object()  # in the place of these, for our own readers: all entries stay, in the order of their lines
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +26,8 @@ class Triplets:
     """``values`` (count,) at ``rows`` and ``columns`` (indices), whose names are ``row_names`` and ``column_names``.
 
     ``remarks``: what was done to them, in sentences. ``times`` (count,): seconds since 1970, where they were asked for.
-    ``called``: what rows and columns are called in the file that they come from.
+    ``called``: what rows and columns are called in the file that they come from. ``before``: where entries with times
+    were repeated, these and perhaps others as they were given.
     """
 
     rows: np.ndarray
@@ -36,6 +38,7 @@ class Triplets:
     remarks: tuple[str, ...] = ()
     times: np.ndarray | None = None
     called: tuple[str, str] = ROLES
+    before: Before | None = None
 
     __repr__ = brief
 
@@ -69,6 +72,15 @@ class Triplets:
         return rows[self.rows], columns[self.columns]
 
 
+@dataclass(frozen=True, eq=False)
+class Before:
+    """Entries before those of one cell were made one in the way of ``duplicates``: a sum, and the latest time, do not
+    tell what was known at some moment."""
+
+    entries: Triplets
+    duplicates: Duplicates
+
+
 def triplets(
     rows: Any,
     columns: Any,
@@ -82,10 +94,10 @@ def triplets(
     """Entries from arrays. With ``shape`` rows and columns are indices into it, else names of any kind: texts are kept
     as written, 7 and 7.0 are one name.
 
-    ``duplicates`` of one entry: ``refuse`` unless they agree (then it is kept once), take the ``mean``, the ``last`` or
-    the ``sum``. ``lines`` (count,) of the file they come from, for messages; ``times`` (count,): seconds since 1970, or
-    dates. Raises ``ValueError`` that names row and
-    column: values that are missing (masked, NA, NaN) or not finite, indices out of range, duplicates that differ; and
+    ``duplicates`` of one entry: ``refuse`` unless they agree (then it is kept once), take the ``mean``, the ``last``
+    (with ``times`` the latest) or the ``sum``; the time is the latest. ``lines`` (count,) of the file they come from,
+    for messages; ``times`` (count,): seconds since 1970, or dates. Raises ``ValueError`` that names row and column:
+    values that are missing (masked, NA, NaN) or not finite, indices out of range, duplicates that differ; and
     for arrays of unequal length.
     """
     one_of(duplicates)
@@ -114,15 +126,27 @@ def triplets(
 
 
 def gathered(found: Triplets, duplicates: Duplicates, lines: np.ndarray | None = None) -> Triplets:
-    """Each entry once, with remarks. ``lines`` (count,) of a file, for messages."""
+    """Each entry once, with remarks; with ``EACH`` as they are. ``lines`` (count,) of a file, for messages."""
+    if duplicates is EACH:
+        return _remarked(found)
     kept, repeated = once(found, duplicates, lines)
     told = (repeated.remark(duplicates),) if repeated is not None else ()
     return _remarked(replace(kept, remarks=(*kept.remarks, *told)))
 
 
+def counted(found: Triplets) -> Triplets:
+    """Without counts of 0, which say that nothing was taken, with a remark; the names stay."""
+    there = np.flatnonzero(found.values != 0)
+    none = len(found) - len(there)
+    if not none:
+        return found
+    told = "1 count is 0 and is left out" if none == 1 else f"{none:,} counts are 0 and are left out"
+    return replace(found.take(there), remarks=(*found.remarks, told))
+
+
 def one_of(duplicates: str) -> None:
     """Raises ``ValueError`` where ``duplicates`` is no way of treating them."""
-    if duplicates not in get_args(Duplicates):
+    if duplicates is not EACH and duplicates not in get_args(Duplicates):
         raise ValueError(f"duplicates must be 'refuse', 'mean', 'last' or 'sum', got {duplicates!r}")
 
 
@@ -174,7 +198,10 @@ def once(
     ordered = np.sort(cells)
     if not (ordered[1:] == ordered[:-1]).any():
         return found, None
-    order = np.argsort(cells, kind="stable")
+    if found.times is None or duplicates == "refuse":  # a refusal names lines as they come
+        order = np.argsort(cells, kind="stable")
+    else:  # the last is the last in time, and of one moment the last line
+        order = np.lexsort((np.nan_to_num(found.times, nan=-np.inf), cells))
     rows, columns, values = found.rows[order], found.columns[order], found.values[order]
     first = np.r_[True, (np.diff(rows) != 0) | (np.diff(columns) != 0)]
     repeated = int(len(first) - first.sum())
@@ -200,8 +227,9 @@ def once(
     kept = {"last": values[ends - 1], "sum": sums}.get(duplicates, sums / (ends - starts))
     if duplicates == "refuse":
         kept = values[starts]
-    times = None if found.times is None else np.maximum.reduceat(found.times[order], starts)
-    kept_once = replace(found, rows=rows[starts], columns=columns[starts], values=kept, times=times)
+    times = None if found.times is None else np.fmax.reduceat(found.times[order], starts)  # the latest
+    before = None if times is None else Before(found, duplicates)
+    kept_once = replace(found, rows=rows[starts], columns=columns[starts], values=kept, times=times, before=before)
     return kept_once, Repeated(repeated, place(int(np.flatnonzero(~first)[0])))
 
 
