@@ -187,3 +187,38 @@ def test_a_step_is_solved_no_further_than_the_tolerance_asks():
     truth = rng.standard_normal((60, 3)) @ rng.standard_normal((3, 50))
     found = LowRank(6, tol=1e-6).fit(np.where(rng.random(truth.shape) < 0.4, truth, np.nan))
     assert 1e-12 < np.linalg.norm(found.reconstruct() - truth) / np.linalg.norm(truth) < 1e-5
+
+
+def far_from_zero(m, n, noise, mean=1500.0):
+    """(x, truth, which are unknown): rank 2 beside a mean that is a thousand times as large, a half known."""
+    rng = np.random.default_rng(1)
+    truth = mean + rng.standard_normal((m, 2)) @ rng.standard_normal((2, n))
+    known = rng.random((m, n)) < 0.5
+    return np.where(known, truth + noise * rng.standard_normal((m, n)), np.nan), truth, ~known
+
+
+@pytest.mark.parametrize(("m", "n"), [(60, 50), (100, 80)])  # cross-validated, and with a part held out
+def test_what_a_matrix_far_from_zero_varies_by_is_kept(m, n):
+    x, truth, unknown = far_from_zero(m, n, 0.05)
+    found = LowRank(6).fit(x)
+    assert found.rank_ == 3
+    missed = np.linalg.norm((found.reconstruct() - truth)[unknown])
+    assert missed < 0.04 * np.linalg.norm((truth - truth.mean())[unknown])
+    noisy = np.hypot(missed / unknown.sum() ** 0.5, 0.05) / 1500  # what is held out has noise too
+    assert 0.8 * noisy < found.validation_error_ < 1.5 * noisy
+
+
+@pytest.mark.parametrize(("m", "n"), [(60, 50), (100, 80)])
+def test_the_held_out_error_is_that_of_what_is_returned(m, n, monkeypatch):
+    monkeypatch.setattr(search, "AS_WELL", np.inf)  # all is let go
+    x, truth, unknown = far_from_zero(m, n, 0.05)
+    found = LowRank(6).fit(x)
+    assert found.rank_ == 1
+    missed = np.linalg.norm((found.reconstruct() - truth)[unknown]) / np.linalg.norm(truth[unknown])
+    assert 0.7 * missed < found.validation_error_ < 1.4 * missed
+
+
+def test_a_singular_value_below_the_tolerance_is_returned_where_it_is_needed():
+    x, truth, unknown = far_from_zero(60, 50, 0.0, 1e9)
+    found = LowRank(6).fit(x)
+    assert np.linalg.norm((found.reconstruct() - truth)[unknown]) < 0.1 * np.linalg.norm(truth[unknown] - truth.mean())

@@ -30,8 +30,8 @@ def averaged(found: Draws, entries: Triplets) -> FactorModel:
         basis = np.linalg.qr(right @ (left.T @ images) / draws)[0]
     u, s, vt = np.linalg.svd((left @ (right.T @ basis) / draws).astype(np.float64), full_matrices=False)
     rank = min(k - 1, len(s))
-    root = np.sqrt(s[:rank])
-    bias = [side[:, :, -1].astype(np.float64).mean(0)[:, None] for side in (found.lefts, found.rights)]
+    root = np.sqrt(s[:rank]) * found.unit**0.5
+    bias = [found.unit * side[:, :, -1].astype(np.float64).mean(0)[:, None] for side in (found.lefts, found.rights)]
     left = np.concatenate([u[:, :rank] * root / weights[0], bias[0], np.ones_like(bias[0])], 1)
     right = np.concatenate([basis @ vt[:rank].T * root / weights[1], np.ones_like(bias[1]), bias[1]], 1)
     kept = np.unique(np.linspace(0, draws - 1, min(KEPT, draws)).astype(int))
@@ -53,5 +53,6 @@ def averaged(found: Draws, entries: Triplets) -> FactorModel:
             (found.apart[0][kept], found.apart[1][kept]),
             found.noise,
             found.varying,
+            found.unit,
         ),
     )

@@ -23,6 +23,9 @@ from rankfold.recover.ratings.moments import SPANS, Level, Moments
 
 Progress = Callable[[str, int, int], None]
 KEPT = 20  # draws that are kept one by one, for the spread of predictions
+# The priors are of numbers near one. What is drawn has this deviation, that of MovieLens 100K, on which they were
+# judged: those ratings are sampled as they are, and values in any other unit as well as they.
+DEVIATION = 1.126
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,12 @@ class _Side:
 class Draws:
     """``lefts`` (draws, users + 1, k + 1) and ``rights`` (draws, items + 1, k + 1): factors, and the bias last; the
     last row, and those that are ``unknown`` (users + 1,), (items + 1,), are of whom nothing is known: their mean, about
-    which they have the second moments ``apart`` (draws, k + 1, k + 1). r_ui is the mean over draws of offset + p_u ·
-    q_i + b_u + c_i."""
+    which they have the second moments ``apart`` (draws, k + 1, k + 1). These are in multiples of ``unit``, so that they
+    stay within single precision, and all else is in units of the ratings. r_ui is the mean over draws of offset + unit
+    · (p_u · q_i + b_u + c_i)."""
 
     offset: float
+    unit: float
     lefts: np.ndarray
     rights: np.ndarray
     unknown: tuple[np.ndarray, np.ndarray]
@@ -98,9 +103,9 @@ def sample(
     """
     known = known or Known()
     rng = np.random.default_rng(seed)
-    offset = float(ratings.mean())
+    offset, unit = _unit(ratings)
     order = np.lexsort((items, users))
-    rows, columns, values = users[order], items[order], ratings[order] - offset
+    rows, columns, values = users[order], items[order], (ratings[order] - offset) / unit
     table = Csr((np.arange(1, len(values) + 1), (rows, columns)), shape=shape)
     turned = Csr(table.T)
     turned.sort_indices()
@@ -109,7 +114,7 @@ def sample(
         _side(table, values, known.users, rank, strength, rng),
         _side(turned, values[by_column], known.items, rank, strength, rng),
     ]
-    precision = 1.0 / max(float(ratings.var()), 1e-12)
+    precision = DEVIATION**-2
     levels = [] if known.times is None else [Level(rows, known.times[order], span) for span in SPANS]
     moment = np.zeros(len(values))
     lefts = np.empty((draws, shape[0] + 1, rank + 1), np.float32)
@@ -129,7 +134,7 @@ def sample(
             missed = rest - moment
             shape_of, rate = 1.0 + 0.5 * len(values), 1.0 + 0.5 * float(missed @ missed)
             precision = float(rng.gamma(shape_of, 1.0 / rate))
-            history.append(float(np.sqrt(np.mean(missed**2))))
+            history.append(unit * float(np.sqrt(np.mean(missed**2))))
             if sweep >= burn_in:
                 for side, drawn, about in zip(sides, (lefts, rights), apart, strict=True):
                     mean, about[sweep - burn_in] = side.stranger()
@@ -138,12 +143,20 @@ def sample(
                     level.keep(1 / draws)
             if progress is not None:
                 progress("sampling", sweep + 1, burn_in + draws)
-    moments = Moments(tuple(one.keys for one in levels), tuple(one.total for one in levels)) if levels else None
-    varying = tuple(one.variances for one in levels)
+    moments = Moments(tuple(one.keys for one in levels), tuple(unit * one.total for one in levels)) if levels else None
+    varying = tuple(unit * (unit * one.variances) for one in levels)
     unknown = np.append(sides[0].unknown, True), np.append(sides[1].unknown, True)
-    return Draws(
-        offset, lefts, rights, unknown, (apart[0], apart[1]), precision**-0.5, tuple(history), moments, varying
-    )
+    noise = unit * precision**-0.5
+    return Draws(offset, unit, lefts, rights, unknown, (apart[0], apart[1]), noise, tuple(history), moments, varying)
+
+
+def _unit(ratings: np.ndarray) -> tuple[float, float]:
+    """(their mean, the unit in which their deviation is `DEVIATION`); of equal ones 1."""
+    largest = float(np.abs(ratings).max())
+    if ratings.min() == ratings.max():  # the deviation may be what the mean is rounded by
+        return float(ratings[0]), 1.0
+    shares = ratings / largest  # whose squares are finite
+    return largest * float(shares.mean()), largest * float(shares.std()) / DEVIATION or 1.0
 
 
 def _side(
@@ -168,12 +181,23 @@ def _resample(side: _Side, others: np.ndarray, rest: np.ndarray, precision: floa
     grams, right = side.grams(known, rest)
     systems = precision * grams + torch.from_numpy(precision_matrix).float()
     right = precision * right + torch.from_numpy(side.prior @ precision_matrix).float()
-    roots = torch.linalg.cholesky(systems)
+    side.draw = drawn(systems, right, torch.from_numpy(rng.standard_normal((count, width)))).double().numpy()
+
+
+def drawn(systems: torch.Tensor, right: torch.Tensor, normals: torch.Tensor) -> torch.Tensor:
+    """(rows, k): normal around systems⁻¹ right, of covariance systems⁻¹; in double precision where single is too
+    coarse."""
+    roots, failed = torch.linalg.cholesky_ex(systems)
+    if failed.any():
+        # sums of single precision may be indefinite by as much as they are rounded: so much is added to the diagonal
+        rounding = torch.finfo(systems.dtype).eps * systems.diagonal(dim1=1, dim2=2).sum(1).double()
+        systems, right = systems.double(), right.double()
+        systems = systems + torch.where(failed > 0, rounding, 0.0)[:, None, None] * torch.eye(right.shape[1]).double()
+        roots = torch.linalg.cholesky(systems)
     # mean + noise of covariance systems⁻¹: one forward and one backward substitution
     forward = torch.linalg.solve_triangular(roots, right[:, :, None], upper=False)
-    forward += torch.from_numpy(rng.standard_normal((count, width, 1))).float()
-    drawn = torch.linalg.solve_triangular(roots.transpose(1, 2), forward, upper=True)
-    side.draw = drawn[:, :, 0].double().numpy()
+    forward += normals[:, :, None].to(forward.dtype)
+    return torch.linalg.solve_triangular(roots.transpose(1, 2), forward, upper=True)[:, :, 0]
 
 
 def _hyper(rows: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

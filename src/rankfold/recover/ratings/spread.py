@@ -13,7 +13,8 @@ class Spread:
     the moments: for each span of those that are known, and last of one that is not.
 
     ``unknown`` (m + 1,), (n + 1,): of whom nothing is known, the last of them: their draws are the mean of a name
-    without features, about which they have the second moments ``apart`` (d, k + 1, k + 1).
+    without features, about which they have the second moments ``apart`` (d, k + 1, k + 1). Draws and second moments are
+    in multiples of ``unit``, the noise and the moments are not.
     """
 
     lefts: np.ndarray
@@ -22,6 +23,7 @@ class Spread:
     apart: tuple[np.ndarray, np.ndarray]
     noise: float
     moments: tuple[np.ndarray, ...] = ()
+    unit: float = 1.0
 
     def variances(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
         """(count,): of ⟨p, q⟩ + b + c at pairs of indices: over the draws, and of whom nothing is known in each draw.
@@ -42,7 +44,7 @@ class Spread:
             apart[both] += np.sum(sigma[:-1, :-1] * psi[:-1, :-1])
         count = len(self.lefts)
         over = np.maximum(second - first**2 / count, 0.0) / max(count - 1, 1)
-        return np.asarray(over + apart / count)
+        return np.asarray((self.unit * np.sqrt(over + apart / count)) ** 2)
 
     def with_strangers(self, count: int, noise: float) -> Spread:
         """Beside so many more rows of whom nothing is known."""

@@ -44,6 +44,8 @@ POOR, BETTER = 0.3, 0.5  # held-out error from which another way is tried, and t
 NOISE = 2.0  # held-out error over that of the fit up to which noise explains it where measurements are many
 WIDEST = 30  # columns of its factors
 OVER, LEAST = 5.0, 1e-2  # held-out error over that of the fit, if so large, from which nothing else was learned
+AS_WELL = 1.03  # residual without a singular value over that with it up to which it is let go, or
+ROUNDING = 10.0  # times that of rounding
 SURE = 2.0  # standard errors by which held-out measurements must be met better than by nothing
 
 
@@ -72,16 +74,21 @@ def recover(
     found, history = grow(part, part_y, judge, search, rules, rng, progress)
     if judge is not None and history[-1].training > rules.tol:
         found, history = _harder(part, part_y, judge, search, rules, found, history, rng, progress)
+    sought = found
     if history[-1].training <= rules.tol and not search.exact:
         found = smallest(operator, y, found, search, rules.tol * watch.size)
     x = finish(operator, y, found, search, watch)
+    if judge is not None and x.rank < found.rank:  # what held-out measurements say is to be said of what is returned
+        sought, rest = settle(part, part_y, sought.cut(x.rank), search, rules.tol * (norm(part_y) or 1.0))
+        history = [look(part, part_y, judge, sought, rest)]
     if held_out is None and watch.history[-1].training > rules.tol and operator.count >= FEWEST and count < ENOUGH:
         ranks = [search.max_rank] if search.exact else list(range(1, history[-1].rank + 1))
         found, history = cross_validated(operator, y, ranks, search, rules, rng, ENOUGH, progress)
         watch = Watch("recovering", operator, y, rules, None, progress)
         x = finish(operator, y, found, search, watch)
-    result = recovered((x.left, x.v), watch, cut=max(rules.tol, 1e-8) if watch.converged else 0.0)
-    return _explained(result, operator, history, search, rules.tol)
+        if x.rank < found.rank:
+            _, history = cross_validated(operator, y, [x.rank], search, rules, rng, ENOUGH, progress)
+    return _explained(_returned(operator, y, x, watch), operator, history, search, rules.tol)
 
 
 def _harder(
@@ -132,10 +139,8 @@ def finish(operator: Operator, y: Array, x: Point, search: Search, watch: Watch)
             operator, y, x, rest, iterations=search.last, tol=tol, damping=damping, blocks=by_rows
         )
         iteration += 1
-        alive = _alive(x)
-        if not search.exact and alive < x.rank and norm(rest) < 0.1 * watch.size:
-            x = x.cut(alive)
-            rest = residual(operator, y, x)
+        if not search.exact:
+            x, rest = _alive(operator, y, x, rest, watch.size)
         if norm(rest) > (1 - 1e-3) * before and used < search.last:
             watch.look(iteration, (x.left, x.v), norm(rest))
             watch.stop(True, f"the best fit of this rank misses what it was given by {_share(norm(rest) / watch.size)}")
@@ -147,11 +152,36 @@ def _share(missed: float) -> str:
     return f"{100 * missed:.2g} % of the whole"
 
 
-def _alive(x: Point) -> int:
-    """How many singular values are not on their way to zero: those before a fall to less than a thousandth."""
+def _returned(operator: Operator, y: Array, x: Point, watch: Watch) -> Recovered:
+    """What was found, of which singular values that are small beside the largest are left out where they are not
+    needed, with the errors of what is left."""
+    s, tol = numpy(x.s), watch.rules.tol
+    rank = int((s > max(tol, 1e-8) * s[:1].sum()).sum())
+    if not watch.converged or rank == x.rank:
+        return recovered((x.left, x.v), watch)
+    trial, left = _as_well(operator, y, x, residual(operator, y, x), rank, tol * watch.size)
+    factors = trial.left, trial.v
+    missed, held = norm(left) / watch.size, watch.held_error(factors)
+    return replace(recovered(factors, watch), training_error=missed, validation_error=held)
+
+
+def _as_well(operator: Operator, y: Array, x: Point, rest: Array, rank: int, enough: float) -> tuple[Point, Array]:
+    """``x`` cut to ``rank``, and its residual, where that is ``enough`` or about as small as ``rest``; else ``x``."""
+    trial = x.cut(rank)
+    left = residual(operator, y, trial)
+    return (trial, left) if norm(left) <= max(AS_WELL * norm(rest), enough) else (x, rest)
+
+
+def _alive(operator: Operator, y: Array, x: Point, rest: Array, size: float) -> tuple[Point, Array]:
+    """``x`` without singular values on their way to zero, those behind a fall to less than a thousandth, and its
+    residual: where the measurements are met as well without them, or as far as rounding allows. Far from zero what a
+    matrix varies by is as small beside its mean, and is needed."""
     s = numpy(x.s)
     falls = np.flatnonzero(s[1:] < 1e-3 * s[:-1])
-    return int(falls[0]) + 1 if len(falls) else len(s)
+    if not len(falls):
+        return x, rest
+    enough = ROUNDING * float(np.finfo(s.dtype).eps) * size
+    return _as_well(operator, y, x, rest, int(falls[0]) + 1, enough)
 
 
 def _explained(result: Recovered, operator: Operator, seen: list[Grown], search: Search, tol: float) -> Recovered:

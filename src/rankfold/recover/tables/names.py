@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from datetime import date
 from numbers import Integral, Real
 from typing import Any
 
@@ -14,13 +15,16 @@ _WHOLE = re.compile(r"-?[0-9]{1,300}")
 
 
 def name_of(value: Any) -> str:
-    """The name that a value stands for: text as written, 7 and 7.0 both "7"."""
+    """The name that a value stands for: text as written, 7 and 7.0 both "7", and a date one text whichever library it
+    is of: "2020-01-31", or "2020-01-31 12:30:00" where it has a time."""
     if isinstance(value, str):
         return str(value)
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace")
     if isinstance(value, bool | np.bool_):
         return str(bool(value))
+    if isinstance(value, date | np.datetime64):
+        return _date(value)
     if isinstance(value, Integral):
         return str(int(value))
     if isinstance(value, Real):
@@ -29,20 +33,37 @@ def name_of(value: Any) -> str:
     return str(value)
 
 
+def _date(value: date | np.datetime64) -> str:
+    """As ``str`` of datetime and of pandas, a table written by pandas and Parquet have it. NumPy's own says how precise
+    an array is, not when: its elements and those of a series of pandas would be different names."""
+    if isinstance(value, np.datetime64):
+        try:
+            value = pd.Timestamp(value)
+        except ValueError:  # before the year 1 and after 9999
+            return str(value)
+    return str(value).removesuffix(" 00:00:00")
+
+
+def _is_missing(value: Any) -> bool:
+    return not isinstance(value, str | int) and pd.isna(value) is True
+
+
 def names_of(given: Any) -> list[str]:
     """The names that are ``given``, of which a text or a number is one, and not its letters. Raises ``ValueError`` for
-    what lies deeper than a list."""
+    what lies deeper than a list, and for one that is missing (None, NaN, NaT)."""
     if isinstance(given, str | bytes) or not hasattr(given, "__iter__"):
-        return [name_of(given)]
-    size = getattr(given, "ndim", 1)
-    if size == 0:
-        return [name_of(given[()])]
-    found = list(given) if size == 1 else [()]
+        found = [given]
+    else:
+        size = getattr(given, "ndim", 1)
+        found = [given[()]] if size == 0 else list(given) if size == 1 else [()]
     if any(isinstance(value, list | tuple | np.ndarray) for value in found):
         raise ValueError(
             "give one name of a row or column, or a list of them: what was given lies deeper, as pairs do (rows and "
             "columns are two arguments)"
         )
+    missing = next((at for at, value in enumerate(found) if _is_missing(value)), None)
+    if missing is not None:
+        raise ValueError(f"name {missing} is missing ({found[missing]}): leave it out, or give a name")
     return [name_of(value) for value in found]
 
 
@@ -78,6 +99,8 @@ def named(values: Any, what: str = "row") -> tuple[tuple[str, ...], np.ndarray]:
         kinds, at = np.unique(array, return_inverse=True)
         if array.dtype.kind == "f":
             at = np.where(np.isfinite(array), at, -1)
+        elif array.dtype.kind in "mM":
+            at = np.where(np.isnat(array), -1, at)
     at = np.asarray(at, dtype=np.int64)
     missing = np.flatnonzero((at < 0) if masked is None else (at < 0) | masked)
     if len(missing):
