@@ -24,6 +24,7 @@ from rankfold.costs import evaluating
 from rankfold.layers.rounded import is_whole
 from rankfold.objectives import Objective, Teacher, objective_named
 from rankfold.observe import Enough, after, before
+from rankfold.run.ordinary import ordinarily
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import factored_layers, unwrap, without_fused_attention
 
@@ -45,6 +46,7 @@ class Tuned:
 
 
 @showing
+@ordinarily
 def tune_(
     model: nn.Module,
     original: nn.Module,
