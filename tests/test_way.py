@@ -18,7 +18,7 @@ import rankfold as rf
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(inspect.getfile(inspect.getmodule(rf.Plan))).parents[2]
 # what hands a call through to the function that it stands for
-DECORATORS = {("run/progress.py", "told"), ("observe/calls.py", "let_through")}
+DECORATORS = {("run/progress.py", "told"), ("run/ordinary.py", "outside"), ("observe/calls.py", "let_through")}
 FILES = {"truncate": 13, "project": 12, "sequential": 15}
 LONGEST = 60
 

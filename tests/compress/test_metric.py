@@ -197,3 +197,37 @@ def test_a_model_without_gradients_has_no_metric() -> None:
             return self.layer(x).detach()
 
     assert metrics_of(Cut().double(), inputs(10)) == {}
+
+
+def test_in_inference_mode_plans_are_the_same_and_weights_can_be_trained(tmp_path) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        layers = nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 48), nn.ReLU(), nn.Linear(48, 10)
+        net, x = nn.Sequential(*layers), torch.randn(512, 32) + 1
+    wanted, dense, filled = rf.plan(net, "params=0.4", data=x), copy.deepcopy(net), copy.deepcopy(net)
+    with torch.inference_mode():
+        made_here = x + 0  # as most of what is computed here
+        for data in (x, made_here):
+            assert rf.plan(net, "params=0.4", data=data) == wanted
+        assert rf.profile(net, x).plan("params=0.4") == wanted
+        small = rf.apply_(net, wanted)
+        known = rf.bottlenecks(small, x)
+        rf.save(small, wanted, tmp_path / "small")
+        stored = rf.load(tmp_path / "small", filled)
+        (told,) = rf.tune_(stored.model, dense, x, steps=20)
+        sliced = rf.slice_(rf.Stored(small, wanted, {}, known), "params=0.3").model
+        assert torch.is_inference_mode_enabled()
+    assert known.energy == 1
+    assert told.after < told.before
+    for made in (stored.model, sliced):
+        assert not any(tensor.is_inference() for tensor in made.state_dict().values())
+        made(x).square().mean().backward()
+
+
+def test_a_network_made_in_inference_mode_is_refused_with_the_remedy() -> None:
+    with torch.inference_mode():
+        net, x = nn.Sequential(nn.Linear(8, 8)), torch.randn(64, 8)
+    for verb in (rf.profile, rf.bottlenecks, lambda net, x: rf.plan(net, "params=0.8", data=x)):
+        with pytest.raises(ValueError, match=r"0\.weight of this Sequential was made in torch\.inference_mode\(\)"):
+            verb(net, x)
+    assert rf.plan(copy.deepcopy(net), "params=0.8", data=x).changed

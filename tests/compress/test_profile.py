@@ -132,6 +132,16 @@ def test_without_data_it_plans_all_the_same_or_says_that_it_needs_them(tmp_path)
     assert rf.Profile.load(other, network()).plan("params=0.6", "global") == priced.plan("params=0.6", "global")
 
 
+def test_for_the_same_network_in_another_precision_that_is_said(tmp_path):
+    file = tmp_path / "profile.safetensors"
+    rf.profile(network(), labelled()).save(file)
+    for dtype in (torch.float64, torch.bfloat16):
+        with pytest.raises(ValueError, match="of the same network in float32: load it for that"):
+            rf.Profile.load(file, network().to(dtype))
+    with pytest.raises(ValueError, match="of another model, or of other weights"):
+        rf.Profile.load(file, network(1))
+
+
 def test_other_models_and_damaged_files_are_refused_in_one_line(tmp_path):
     file = tmp_path / "profile.safetensors"
     rf.profile(network(), labelled()).save(file)

@@ -357,6 +357,17 @@ def test_what_cannot_be_sliced_says_why(artifact):
         rf.bottlenecks(artifact.model, images(4) * float("nan"))
 
 
+@pytest.mark.parametrize("given", [0.5, None, object(), ["params=0.5", 0.3]], ids=["number", "none", "object", "list"])
+def test_what_is_no_budget_is_refused_before_anything_changes(artifact, given):
+    stored = fresh(artifact)
+    before = copy.deepcopy(stored.model.state_dict())
+    with pytest.raises(rf.SliceError, match="a budget was expected, such as"):
+        rf.slice_(stored, given)
+    after = stored.model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_trained_further_the_old_bottlenecks_are_refused_and_new_ones_are_right():
     model, _ = conv_net()
     data = images(300)

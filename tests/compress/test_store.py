@@ -469,3 +469,36 @@ def test_a_plan_of_another_model_does_not_pass_for_this_one(tmp_path):
     other = replace(plan, entries=tuple(replace(e, rank=1) if e.site == "body" else e for e in plan.entries))
     rf.save(model, other, tmp_path)
     refused(tmp_path, r"body.down.weight has the shape \(3, 8\), and the model needs \(1, 8\)")
+
+
+@pytest.mark.parametrize(
+    ("notes", "said"),
+    [({"acc": torch.tensor(1.0)}, "note 'acc' cannot"), (["q"], "got a list"), ({(1, 2): 3}, r"note \(1, 2\) cannot")],
+    ids=["tensor", "list", "key"],
+)
+def test_notes_that_are_no_json_are_refused_before_anything_is_written(notes, said, tmp_path):
+    model, plan = compressed()
+    with pytest.raises(rf.StoreError, match=said):
+        rf.save(model, plan, tmp_path / "small", notes=notes)
+    assert not (tmp_path / "small").exists()
+
+
+class Expanded(Network):
+    """With buffers whose entries lie in one place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("same", torch.rand(1).expand(5))
+        self.register_buffer("rows", torch.rand(3).expand(4, 3))
+        self.register_buffer("turned", torch.rand(3, 4).t())
+
+
+def test_expanded_buffers_are_filled(tmp_path):
+    model = network(kind=Expanded)
+    plan = rf.plan(model, RANKS, "truncate", example=TOKENS)
+    rf.save(rf.apply_(model, plan), plan, tmp_path / "small")
+    fresh = network(seed=1, kind=Expanded)
+    turned = fresh.turned
+    loaded = rf.load(tmp_path / "small", fresh).model
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    assert loaded.turned is turned  # what can be written into stays the same tensor

@@ -54,6 +54,40 @@ def test_blocks_come_nearer_and_nothing_else_changes():
     assert not small.training
 
 
+@pytest.mark.parametrize("by", ["blocks", "whole"])
+def test_frozen_parameters_stay_and_gradients_are_left_as_found(by):
+    model, data = three()
+    frozen = model[2].a.weight.requires_grad_(False)  # and so are its factors
+    small = rf.apply_(copy.deepcopy(model), rf.plan(model, "params=0.6", "truncate", data))
+    assert not any(parameter.requires_grad for parameter in (small[2].a.down.weight, small[2].a.up.weight))
+    small[3].requires_grad_(False)
+    for parameter in small.parameters():
+        if parameter.requires_grad or parameter is small[3].b.bias:
+            parameter.grad = torch.full_like(parameter, 3.0)
+    held = {name: parameter.grad for name, parameter in small.named_parameters()}
+    before = {name: parameter.detach().clone() for name, parameter in small.named_parameters()}
+    flags = {name: parameter.requires_grad for name, parameter in small.named_parameters()}
+    told = tune_(small, model, data, steps=20, batch_size=64, by=by, train="all" if by == "whole" else "factors")
+    assert [each.block for each in told] == ([""] if by == "whole" else ["1", "2"])
+    moved = {name for name, parameter in small.named_parameters() if not torch.equal(parameter, before[name])}
+    assert moved
+    assert all(flags[name] for name in moved)
+    for name, parameter in small.named_parameters():
+        assert parameter.requires_grad == flags[name]
+        assert parameter.grad is held[name]
+        assert parameter.grad is None or bool((parameter.grad == 3).all())
+    assert not frozen.requires_grad
+
+
+def test_a_network_that_is_frozen_as_a_whole_is_tuned():
+    model, data = three()
+    model.requires_grad_(False)
+    small = rf.apply_(copy.deepcopy(model), rf.plan(model, "params=0.6", "truncate", data))
+    told = tune_(small, model, data, steps=20, batch_size=64)
+    assert any(each.after < each.before for each in told)
+    assert not any(parameter.requires_grad for parameter in small.parameters())
+
+
 def test_a_block_that_gains_nothing_is_left_as_it_was(monkeypatch):
     monkeypatch.setattr("rankfold.compress.repair.tune.Turning", partial(Turning, reach=float("inf")))
     model, data = three()

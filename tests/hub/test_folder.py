@@ -207,6 +207,43 @@ def test_the_configuration_follows_the_layers(tmp_path):
     assert torch.equal(answer(again, batch), answer(small, batch))
 
 
+@pytest.mark.parametrize("how", ["apply", "load"])
+def test_a_configuration_that_other_models_share_stays_as_it_is(how, tmp_path):
+    """A teacher and a student made from one configuration: only the student's folder needs the plug-in."""
+    teacher, batch = network("llama")
+    student = type(teacher)(teacher.config).eval()
+    student.load_state_dict(teacher.state_dict())
+    if how == "apply":
+        plan = rf.plan(student, rf.Ranks({"model.layers.0.mlp.up_proj": 4}), "truncate", example=inputs(batch))
+        rf.apply_(student, plan)
+    else:
+        _, _, small, plan = compressed("llama")
+        rf.save(small, plan, tmp_path / "stored")
+        rf.load(tmp_path / "stored", student)
+    assert not hasattr(teacher.config, "quantization_config")
+    teacher.save_pretrained(tmp_path / "teacher")
+    assert torch.equal(answer(type(teacher).from_pretrained(tmp_path / "teacher"), batch), answer(teacher, batch))
+    held = [value for module in student.modules() for name, value in vars(module).items() if name == "config"]
+    assert len(held) > 2
+    assert all(value is student.config for value in held)  # settings that are changed later reach every layer
+    student.save_pretrained(tmp_path / "student")
+    assert torch.equal(answer(type(teacher).from_pretrained(tmp_path / "student"), batch), answer(student, batch))
+
+
+def test_two_models_in_one_that_share_a_configuration(tmp_path):
+    """In one module, one of them compressed."""
+    teacher, batch = network("llama")
+    both = nn.ModuleDict({"teacher": teacher, "student": type(teacher)(teacher.config).eval()})
+    plan = rf.plan(both["student"], rf.Ranks({"model.layers.0.mlp.up_proj": 4}), "truncate", example=inputs(batch))
+    named = tuple(rf.Entry(**(vars(entry) | {"site": f"student.{entry.site}"})) for entry in plan.entries)
+    from rankfold.compress.applying.apply import shape_
+
+    shape_(both, plan.with_entries(named))
+    assert hasattr(both["student"].config, "quantization_config")
+    assert not hasattr(teacher.config, "quantization_config")
+    assert teacher.model.config is teacher.config
+
+
 def test_a_kept_model_needs_no_plug_in(tmp_path):
     model, batch = network("llama")
     plan = rf.plan(model, rf.Ranks({}), "truncate", example=inputs(batch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -42,19 +43,36 @@ def declare_(root: nn.Module, decisions: Sequence[Decision]) -> None:
     for path, part in pretrained_parts(root):
         start = f"{path}." if path else ""
         own = [each for each in decisions if each.site.startswith(start) and not each.alike]
-        _declare_one_(part, {each.site.removeprefix(start): each for each in own}, start)
+        if own and _is_ours(part):
+            own_config_(root, part)
+            _declare_one_(part, {each.site.removeprefix(start): each for each in own}, start)
+
+
+def _is_ours(model: Any) -> bool:
+    """Whether no other library quantised it."""
+    before = getattr(model, "hf_quantizer", None)
+    return before is None or isinstance(before, RankfoldQuantizer)
+
+
+def own_config_(root: nn.Module, part: Any) -> None:
+    """Give ``part`` a configuration of its own: the one that it was built from may be that of other models too, as of
+    the dense original, and these would be saved as if they were factored.
+
+    Whatever holds the same object goes along, as layers do, or a wrapper around ``part``; only other models of
+    transformers keep it. Configurations inside it stay the same objects: nothing is written into them.
+    """
+    before, after = part.config, copy.copy(part.config)
+    others = {module for _, other in pretrained_parts(root) if other is not part for module in other.modules()}
+    for module in {*root.modules()} - (others - {*part.modules()}):
+        vars(module).update({name: after for name, value in vars(module).items() if value is before})
 
 
 def _declare_one_(model: Any, own: Mapping[str, Decision], start: str) -> None:
-    before = getattr(model, "hf_quantizer", None)
-    if before is not None and not isinstance(before, RankfoldQuantizer):
-        return
-    if not own:
-        return
     body = f"{getattr(model, 'base_model_prefix', '')}."  # what is loaded whichever head it is to have
     poisons = [each.parameter.removeprefix(start) for each in own.values() if each.form is not Form.DENSE]
     poisons.sort(key=lambda name: not name.startswith(body))
     sites = {name: each.told(start) for name, each in own.items()}
+    before = getattr(model, "hf_quantizer", None)
     earlier: Any = RankfoldConfig() if before is None else before.quantization_config
     config = RankfoldConfig(earlier.sites | sites, earlier.poison or next(iter(poisons), ""))
     model.hf_quantizer = RankfoldQuantizer(config)

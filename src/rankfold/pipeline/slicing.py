@@ -9,10 +9,12 @@ from rankfold.compress.ranks.budget import Budget
 from rankfold.compress.slicing.narrowed import SliceError
 from rankfold.compress.slicing.narrowed import slice_ as narrow_
 from rankfold.compress.slicing.slicing import plan_slice
+from rankfold.run.ordinary import ordinarily
 from rankfold.sites.earlier import warn_of_replaced
 from rankfold.store import Stored
 
 
+@ordinarily
 def slice_(stored: Stored, budget: str | Budget | Sequence[str | Budget], *, example: Any = None) -> Stored:
     """Make the model of ``stored`` narrower inside its bottlenecks, in place, until it is within ``budget``.
 

@@ -22,6 +22,7 @@ from rankfold.layers.pivoted import misplaced
 from rankfold.linalg.brief import brief
 from rankfold.run.disk.container import FAULTS, metadata, parsed, said
 from rankfold.run.disk.pretrained import FolderError
+from rankfold.run.ordinary import ordinarily
 from rankfold.sites import unwrap
 from rankfold.store.manifest import BOTTLENECKS, PLAN, PRETRAINED, TENSORS, StoreError, Unfinished, opened, unfinished
 from rankfold.store.ours import ALIASES
@@ -51,6 +52,7 @@ class Stored:
     __repr__ = brief
 
 
+@ordinarily
 def load(directory: str | Path, model: nn.Module | None = None) -> Stored:
     """Load a saved model into ``model``, a fresh dense model of the same architecture, in place.
 
@@ -80,7 +82,7 @@ def load(directory: str | Path, model: nn.Module | None = None) -> Stored:
     directory = Path(directory)
     manifest, contents = opened(directory)
     if (said_of := unfinished(directory, manifest.get("notes", {}))) is not None:
-        warnings.warn(said_of, Unfinished, stacklevel=2)
+        warnings.warn(said_of, Unfinished, stacklevel=3)
     try:
         plan = Plan.from_json(contents[PLAN].decode())
         known = Bottlenecks.from_bytes(contents[BOTTLENECKS], BOTTLENECKS) if BOTTLENECKS in contents else None
@@ -171,7 +173,8 @@ def _fill_(root: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
 
 
 def _make_room_(root: nn.Module, wanted: Mapping[int, torch.Tensor]) -> None:
-    """New tensors where the ones here are on the meta device or of another dtype; tied ones stay one object."""
+    """New tensors where the ones here are on the meta device, of another dtype, or cannot be written into, as an
+    expanded one, whose entries lie in one place; tied ones stay one object."""
     fresh: dict[int, torch.Tensor] = {}
     for module in root.modules():
         groups: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
@@ -180,7 +183,7 @@ def _make_room_(root: nn.Module, wanted: Mapping[int, torch.Tensor]) -> None:
                 if old is None or id(old) not in wanted:
                     continue
                 like = wanted[id(old)]
-                if old.is_meta or old.dtype != like.dtype:
+                if old.is_meta or old.dtype != like.dtype or _overlaps(old):
                     # model.to("meta") unties parameters: what was tied when it was saved is tied again
                     one = id(like) if old.is_meta else id(old)
                     if one not in fresh:
@@ -188,3 +191,13 @@ def _make_room_(root: nn.Module, wanted: Mapping[int, torch.Tensor]) -> None:
                         is_parameter = isinstance(old, nn.Parameter)
                         fresh[one] = nn.Parameter(new, old.requires_grad) if is_parameter else new
                     group[key] = fresh[one]
+
+
+def _overlaps(tensor: torch.Tensor) -> bool:
+    """Whether several of its entries lie in one place in memory: torch refuses to write into it."""
+    reach = 0  # how far the axes with shorter steps go
+    for step, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)) if tensor.numel() > 1 else ():
+        if size > 1 and step <= reach:
+            return True
+        reach += step * (size - 1)
+    return False

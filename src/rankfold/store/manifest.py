@@ -46,6 +46,21 @@ def unfinished(directory: Path, notes: Mapping[str, Any]) -> str | None:
     )
 
 
+def checked_notes(notes: Any) -> dict[str, Any]:
+    """Notes that a manifest can hold; ``StoreError`` for others, before anything is written."""
+    if not isinstance(notes, Mapping | None):
+        raise StoreError(f"notes are facts by name, such as {{'epochs': 3}}, got a {type(notes).__name__}")
+    for key, value in (notes or {}).items():
+        try:
+            json.dumps({key: value})
+        except (TypeError, ValueError, RecursionError) as error:
+            raise StoreError(
+                f"the note {key!r} cannot be written as JSON ({error}): give text, numbers, lists or mappings of "
+                "these; of a tensor its item() or tolist()"
+            ) from None
+    return dict(notes or {})
+
+
 def write(
     directory: Path,
     files: Mapping[str, bytes],
@@ -58,7 +73,7 @@ def write(
     facts = {
         "format": format,
         "files": {name: sha256(data) for name, data in files.items()} | dict(there or {}),
-        "notes": dict(notes or {}),
+        "notes": checked_notes(notes),
     }
     manifest = json.loads(json.dumps(facts))  # as it will be read: text keys, no tuples
     manifest["sha256"] = _own_hash(manifest)

@@ -59,8 +59,8 @@ def save(
         The directory.
 
     Raises:
-        StoreError: no plan, no directory, a plan that was not applied, bottlenecks that were measured on other
-            weights, or a directory with weights or a configuration that rankfold did not write.
+        StoreError: no plan, no directory, notes that are no JSON, a plan that was not applied, bottlenecks that were
+            measured on other weights, or a directory with weights or a configuration that rankfold did not write.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 8))
@@ -76,7 +76,7 @@ def save(
         )
     if directory is None:
         raise StoreError("save needs a directory behind the plan: rankfold.save(model, plan, 'small')")
-    directory, root = Path(directory), unwrap(model)
+    directory, root, notes = Path(directory), unwrap(model), manifest.checked_notes(notes)
     check_ours(directory, root)
     state, aliases = _tensors(root)
     for entry in plan.changed:
@@ -85,7 +85,7 @@ def save(
             raise StoreError(f"{entry.site}: it is {entry.form} in the plan and not in the model: apply the plan first")
     files = {PLAN: plan.to_json().encode()}
     if is_pretrained(root):
-        files = _folder(root, plan, notes or {}, tokenizer) | files
+        files = _folder(root, plan, notes, tokenizer) | files
     else:
         files[TENSORS] = packed(state, {"format": "pt", ALIASES: json.dumps(aliases)})
     if bottlenecks is not None:

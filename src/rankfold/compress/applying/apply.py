@@ -12,6 +12,7 @@ from rankfold.compress.applying.sources import source_of
 from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.fitted import Fitted
 from rankfold.compress.planning.plan import Entry, Plan, check_fingerprint
+from rankfold.run.ordinary import ordinarily
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import (
     Form,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 
 @showing
+@ordinarily
 def apply_(
     model: nn.Module,
     plan: Plan,

@@ -24,12 +24,14 @@ from rankfold.compress.ranks.rules import Iterative, RankRule, rule_named
 from rankfold.objectives import Objective
 from rankfold.run.claim import claimed
 from rankfold.run.digest import digest
+from rankfold.run.ordinary import ordinarily
 from rankfold.run.processes.team import first_process
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import SiteList, fingerprint, sites, unwrap
 
 
 @showing
+@ordinarily
 def plan(
     model: nn.Module,
     budget: str | Budget | Sequence[str | Budget],

@@ -34,6 +34,7 @@ from rankfold.costs import Cost, Example, Traced, evaluating, measure, storage, 
 from rankfold.objectives import Inferred, Objective, ObjectiveError, Teacher, infer, objective_named
 from rankfold.observe import PAGES, Pages, Samples, unheard
 from rankfold.run.disk.files import write_atomically
+from rankfold.run.ordinary import ordinarily
 from rankfold.run.processes.memory import give_back, steady
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import (
@@ -53,6 +54,7 @@ UNHEARD = "it is called, and what it returns never reaches the outputs of the mo
 
 
 @showing
+@ordinarily
 def profile(
     model: nn.Module,
     data: Any = None,

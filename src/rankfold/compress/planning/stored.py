@@ -23,7 +23,7 @@ from rankfold.compress.shared import statistics_of
 from rankfold.costs import Cost
 from rankfold.objectives import Objective, objective_named
 from rankfold.run.disk.container import Kind
-from rankfold.sites import Call, Factors, Form, SiteList, fingerprint, joint, opened, sites, unwrap
+from rankfold.sites import Call, Factors, Form, SiteList, architecture, fingerprint, joint, opened, sites, unwrap
 
 
 @dataclass(eq=False)
@@ -160,6 +160,14 @@ def load_profile(
 
     found = _FILE.read(path, built)
     if fingerprint(root) != found.fingerprint:
+        theirs = found.fingerprint.split(":")[0]
+        kinds = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+        made_for = next((kind for kind in kinds if architecture(root, kind) == theirs), None)
+        if made_for is not None and theirs != fingerprint(root).split(":")[0]:
+            raise ValueError(
+                f"{path}: it was made of the same network in {str(made_for).removeprefix('torch.')}: load it for that "
+                "one, or make the profile of this model again"
+            )
         raise ValueError(f"{path}: it was made of another model, or of other weights: make the profile again")
     return found
 

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from rankfold.objectives import Objective
+from rankfold.run.ordinary import ordinarily
 from rankfold.run.progress import showing_epochs
 from rankfold.train import Augment, Distill, History, ProgressCallback, Recipe, TrainingError, choose, fit
 from rankfold.train.feed import check, in_memory
@@ -29,6 +30,7 @@ _PHOTOGRAPH_CHANNELS, _PHOTOGRAPH_SIDE = 3, 32
 
 
 @showing_epochs("fine-tuning")
+@ordinarily
 def finetune(
     model: nn.Module,
     data: Any,

@@ -19,11 +19,12 @@ from torch import Tensor, nn
 from rankfold.batches import check_rereadable, forward, tensors_in
 from rankfold.compress.repair.blocks import blocks, differentiate, numbers, off, within
 from rankfold.compress.repair.turning import RATE, Turning
-from rankfold.compress.repair.whole import Steps, gradients_of, parts_of, tune_whole_
+from rankfold.compress.repair.whole import Steps, gradients_of, parts_of, trainable, tune_whole_
 from rankfold.costs import evaluating
 from rankfold.layers.rounded import is_whole
 from rankfold.objectives import Objective, Teacher, objective_named
 from rankfold.observe import Enough, after, before
+from rankfold.run.ordinary import ordinarily
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import factored_layers, unwrap, without_fused_attention
 
@@ -45,6 +46,7 @@ class Tuned:
 
 
 @showing
+@ordinarily
 def tune_(
     model: nn.Module,
     original: nn.Module,
@@ -65,8 +67,9 @@ def tune_(
     KL(original ‖ compressed), and beside it, as heavy at the start, how far what each block gives is off; of blocks
     alone the squared error of their outputs. Labels are never looked at. A block is a module in a list or sequence of
     modules with factored layers in it; the whole model where there is none. What is not factored stays as it is,
-    BatchNorm statistics too. Mode and gradients are left as found. Each step changes a factor by a share of its own
-    norm, in every direction alike (K. Jordan et al., "Muon", 2024).
+    BatchNorm statistics too, and so do parameters that you froze (``requires_grad``), unless all that would be trained
+    are frozen: then all are trained. Factors of frozen weights are frozen. Mode and gradients are left as found. Each
+    step changes a factor by a share of its own norm, in every direction alike (K. Jordan et al., "Muon", 2024).
 
     Args:
         model: with factored layers, changed in place.
@@ -136,7 +139,7 @@ def tune_(
     if by == "whole":
         chosen = root if train == "all" else nn.ModuleList(layers.values())
         how = Steps(steps, learning_rate, samples, size)
-        way = tune_whole_(root, reference, list(chosen.parameters()), data, asked, how, progress)
+        way = tune_whole_(root, reference, trainable(chosen.parameters()), data, asked, how, progress)
         return (Tuned("", way.before, way.after, way.step),)
     told, most = [], max(steps, 1) * size  # more samples are not met
     samples = most if samples is None else min(samples, most)
@@ -144,11 +147,14 @@ def tune_(
     missing = next((name for name in names if name not in dict(reference.named_modules())), None)
     if missing is not None:
         raise ValueError(f"the original has no block {missing}: give the network that this model was made from")
-    for done, name in enumerate(names):
-        trained = [p for layer, module in layers.items() if within(layer, name) for p in module.parameters()]
+    free = {id(parameter) for parameter in trainable(nn.ModuleList(layers.values()).parameters())}
+    inside = {name: [module for layer, module in layers.items() if within(layer, name)] for name in names}
+    by_block = {name: [p for module in inside[name] for p in module.parameters() if id(p) in free] for name in names}
+    by_block = {name: trained for name, trained in by_block.items() if trained}
+    for done, (name, trained) in enumerate(by_block.items()):
         told.append(_tune_block(root, reference, name, trained, data, steps, learning_rate, samples, size))
         if progress is not None:
-            progress("tuning blocks", done + 1, len(names))
+            progress("tuning blocks", done + 1, len(by_block))
     return tuple(told)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -172,14 +172,23 @@ class _Judged:
 
 @contextmanager
 def gradients_of(root: nn.Module, trained: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Within the block gradients are taken of some parameters and of no others."""
-    flags = [(parameter, parameter.requires_grad) for parameter in root.parameters()]
+    """Within the block gradients are taken of some parameters and of no others, from nothing; those that were there
+    come back behind it."""
+    found = [(parameter, parameter.requires_grad, parameter.grad) for parameter in root.parameters()]
     chosen = {id(parameter) for parameter in trained}
-    for parameter, _ in flags:
+    for parameter, _, _ in found:
         parameter.requires_grad_(id(parameter) in chosen)
+        parameter.grad = None
     try:
         yield
     finally:
-        for parameter, flag in flags:
+        for parameter, flag, gradient in found:
             parameter.requires_grad_(flag)
-            parameter.grad = None
+            parameter.grad = gradient
+
+
+def trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Those that nobody has frozen; all where every one is: a network that is only used is frozen as a whole, and who
+    asks for its tuning means that."""
+    every = list(parameters)
+    return [parameter for parameter in every if parameter.requires_grad] or every

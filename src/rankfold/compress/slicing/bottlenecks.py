@@ -26,6 +26,7 @@ from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.observe import Samples, after, before, first_of
 from rankfold.observe.passes import laid_out, layout_for
 from rankfold.run.disk.container import Kind
+from rankfold.run.ordinary import ordinarily
 from rankfold.run.processes.memory import give_back
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import (
@@ -191,6 +192,7 @@ def factor_mark(model: nn.Module, found: SiteList | None = None) -> str:
 
 
 @showing
+@ordinarily
 def bottlenecks(
     model: nn.Module,
     data: Any,

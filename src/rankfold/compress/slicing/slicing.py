@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from rankfold.compress.planning.candidates import Candidate, divisible
 from rankfold.compress.planning.plan import Entry, Plan, decisions
+from rankfold.compress.ranks import asked
 from rankfold.compress.ranks.allocate import optimal
-from rankfold.compress.ranks.asked import multiple_of, parse_budget
+from rankfold.compress.ranks.asked import multiple_of
 from rankfold.compress.ranks.budget import Budget, KeepEnergy, Latency, OfSites, Params, Ranks, Resource
 from rankfold.compress.ranks.options import BudgetError, Option
 from rankfold.compress.sensitivity import output_changes, relative_energy
@@ -55,13 +56,13 @@ def plan_slice(
     made = {name: Narrowed(root.get_submodule(name), known.sites[name]) for name in found}
     costs = _Costs.of(root, plan, found, example)
     prices = _prices(plan, found, made)
-    asked = tuple(b for b in budgets if isinstance(b, Resource))
-    resource = asked or (Params(1.0),)
+    bounds = tuple(b for b in budgets if isinstance(b, Resource))
+    resource = bounds or (Params(1.0),)
     choices = {
         name: _options(found[name], plan[name], made[name], prices[name], budgets, resource, costs) for name in found
     }
-    if asked:
-        picked = optimal(choices, _limits(plan, costs, choices, asked))
+    if bounds:
+        picked = optimal(choices, _limits(plan, costs, choices, bounds))
     else:
         picked = {name: min(group, key=lambda o: (o.costs, o.loss)) for name, group in choices.items()}
     entries = tuple(
@@ -83,10 +84,11 @@ def plan_slice(
 
 
 def parsed(budget: str | Budget | Sequence[str | Budget]) -> tuple[Budget, ...]:
-    given = [budget] if isinstance(budget, str) or not isinstance(budget, Sequence) else list(budget)
-    budgets = tuple(parse_budget(item) if isinstance(item, str) else item for item in given)
-    if not budgets:
-        raise SliceError("no budget was given: give one, such as 'flops=0.3'")
+    """Those of a plan, as far as a slice can meet them; whatever else was given is refused before anything changes."""
+    try:
+        budgets = asked.parsed(budget)
+    except ValueError as error:
+        raise SliceError(str(error)) from None
     if any(isinstance(item, OfSites) for item in budgets):
         raise SliceError("the budget of a slice is always a share of the whole original network: leave of=sites out")
     if any(isinstance(item, Latency) for item in budgets):
@@ -154,11 +156,11 @@ def _check_pins(budgets: Sequence[Budget], plan: Plan, found: Mapping[str, Site]
 
 
 def _limits(
-    plan: Plan, costs: _Costs, choices: Mapping[str, Sequence[Option]], asked: Sequence[Resource]
+    plan: Plan, costs: _Costs, choices: Mapping[str, Sequence[Option]], bounds: Sequence[Resource]
 ) -> tuple[float, ...]:
     """What the sliced layers together may cost; ``BudgetError`` if no slice is that small."""
     limits = []
-    for axis, budget in enumerate(asked):
+    for axis, budget in enumerate(bounds):
         whole = float(getattr(plan.before, budget.kind))
         rest = getattr(costs.now, budget.kind) - sum(
             float(getattr(costs.cost(costs.sites[name], plan[name].form, plan[name].rank), budget.kind))

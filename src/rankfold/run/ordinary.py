@@ -1,0 +1,55 @@
+"""Work that takes gradients or makes weights, called within ``torch.inference_mode()``.
+
+No gradient is taken there, whatever is asked for, and every tensor made there can never be trained.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from rankfold.batches import mapped, tensors_in
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def ordinarily(function: Callable[P, R]) -> Callable[P, R]:
+    """``function`` outside of inference mode wherever it is called; tensors among its data that were made there are
+    copied. ``ValueError`` for a network whose own parameters were."""
+
+    @functools.wraps(function)
+    def outside(*args: P.args, **kwargs: P.kwargs) -> R:
+        _check((*args, *kwargs.values()))
+        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
+            given, named = _ordinary(dict(enumerate(args))), _ordinary(kwargs)
+            return function(*given.values(), **named)
+
+    return outside
+
+
+def _check(given: Sequence[Any]) -> None:
+    for model in (each for each in given if isinstance(each, nn.Module)):
+        for name, parameter in model.named_parameters():
+            if parameter.is_inference():
+                raise ValueError(
+                    f"{name} of this {type(model).__name__} was made in torch.inference_mode(), so that it takes no "
+                    "gradients and cannot be trained: copy the network outside of that mode, copy.deepcopy(model), "
+                    "and give the copy"
+                )
+
+
+def _ordinary(given: Mapping[Any, Any]) -> dict[Any, Any]:
+    """The arguments; copies of data that have tensors of inference mode in them, which autograd does not take."""
+    kinds = Tensor | tuple | list | Mapping
+    made = {
+        key
+        for key, value in given.items()
+        if isinstance(value, kinds) and any(map(Tensor.is_inference, tensors_in(value)))
+    }
+    return {key: mapped(value, Tensor.clone) if key in made else value for key, value in given.items()}
