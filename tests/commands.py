@@ -16,6 +16,8 @@ def rankfold(*arguments: object):
 def succeeded(*arguments: object):
     """The JSON object of a command that must succeed."""
     result = rankfold(*arguments, "--json")
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception  # what the runner has caught, with where it came from
     assert result.exit_code == 0, result.stderr
     return json.loads(result.stdout)
 
