@@ -12,6 +12,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from rankfold.batches import mapped, tensors_in
 
@@ -36,7 +37,7 @@ def ordinarily(function: Callable[P, R]) -> Callable[P, R]:
 def _check(given: Sequence[Any]) -> None:
     for model in (each for each in given if isinstance(each, nn.Module)):
         for name, parameter in model.named_parameters():
-            if parameter.is_inference():
+            if not is_lazy(parameter) and parameter.is_inference():  # one without a shape was made nowhere yet
                 raise ValueError(
                     f"{name} of this {type(model).__name__} was made in torch.inference_mode(), so that it takes no "
                     "gradients and cannot be trained: copy the network outside of that mode, copy.deepcopy(model), "
