@@ -135,12 +135,16 @@ def trained_numbers(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if id(p) not in own) + sum(layer.numbers for layer in layers)
 
 
+def dense_numbers(model: nn.Module) -> int:
+    """Parameters of the ordinary network that ``model`` stands for."""
+    return trained_numbers(model) + sum(prod(x.shape) - x.numbers for x in in_training(model).values())
+
+
 def numbers_within(model: nn.Module, share: float) -> int:
     """What the layers in training may take together within a share of the dense network's parameters; ``ValueError``
     for a share below rank 1 in every layer."""
     layers = in_training(model).values()
-    rest = trained_numbers(model) - sum(layer.numbers for layer in layers)
-    dense = rest + sum(layer.shape[0] * layer.shape[1] for layer in layers)
+    rest, dense = trained_numbers(model) - sum(layer.numbers for layer in layers), dense_numbers(model)
     least, left = sum(layer.numbers_at(1) for layer in layers), int(share * dense) - rest
     if left < least:
         raise ValueError(
@@ -156,8 +160,7 @@ def warn_of_small(model: nn.Module, share: float) -> None:
     pay for it with their ranks."""
     root = unwrap(model)
     small = {s.name: prod(s.shape) for s in sites(root) if min(s.shape) < SMALL and _why_not(root, s, "*") is None}
-    layers = in_training(root).values()
-    dense = trained_numbers(root) + sum(prod(layer.shape) - layer.numbers for layer in layers)
+    dense = dense_numbers(root)
     if 3 * sum(small.values()) >= share * dense:
         warnings.warn(
             f"{sum(small.values()):,} of the {int(share * dense):,} parameters that budget={share:g} allows are those "
