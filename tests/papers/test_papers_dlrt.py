@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from rankfold.induce import dlrt_choice
 from rankfold.induce.ways import WAYS
 from rankfold.papers import reproduce
 from rankfold.papers.dlrt import adaptation, condlr, lenet5, ways
-from rankfold.papers.dlrt.grounds import SHAKESPEARE, characters
+from rankfold.papers.dlrt.grounds import GROUNDS, SHAKESPEARE, characters
 from rankfold.papers.dlrt.tasks import tokens
 from rankfold.papers.dlrt.trial import CHOICES, Case, measure
 from rankfold.papers.request import Request
@@ -169,6 +172,20 @@ def test_ways_to_low_rank_in_small(tmp_path):
     assert (tmp_path / "ways.svg").exists()
     with pytest.raises(ValueError, match="no network 'vgg'"):
         reproduce("ways-to-low-rank", tmp_path, Request(models=("vgg",)))
+
+
+def test_a_way_that_finds_no_layer_is_left_out_with_its_reason(tmp_path, monkeypatch):
+    others = {way: "no layer for it" for way in CHOICES if way not in ("dense", "frobenius", "pufferfish")}
+    monkeypatch.setitem(GROUNDS, "quick", replace(GROUNDS["quick"], without=others))
+    outcome = reproduce("ways-to-low-rank", tmp_path, Request(quick=True, seeds=(0,), epochs=1, trials=1))
+    assert set(outcome.table.way) == {"dense", "frobenius", "pufferfish"}
+    for way in others:
+        assert f"quick: {way} is left out: no layer for it." in outcome.remarks
+
+
+def test_of_resnet20_a_product_of_linear_layers_is_left_out():
+    assert set(GROUNDS["resnet20"].without) == {"C-DLN"}
+    assert not [site for site in dlrt_choice(GROUNDS["resnet20"].network())[0] if site.kind == "Linear"]
 
 
 def test_ways_are_compared_on_a_transformer_too(tmp_path, monkeypatch):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from rankfold.papers import quick
 from rankfold.papers.dlrt.tasks import fcn, windows_of
 from rankfold.train import Recipe
 from rankfold.zoo import Data, load_data
+from rankfold.zoo import model as built
 
 LETTERS = 64  # of a window
 SHAKESPEARE = "tiny-shakespeare"
@@ -23,13 +24,15 @@ SHAKESPEARE = "tiny-shakespeare"
 @dataclass(frozen=True)
 class Ground:
     """``network`` draws from the global generator. ``data``: its name. ``shares`` of the parameters that are left.
-    ``recipe``: its learning rate is that of each way's first trial; ``rates`` are those that others draw from."""
+    ``recipe``: its learning rate is that of each way's first trial; ``rates`` are those that others draw from.
+    ``without``: the ways that find no layer here, with the reason."""
 
     network: Callable[[], nn.Module]
     data: str
     shares: Sequence[float]
     recipe: Recipe
     rates: Sequence[float]
+    without: Mapping[str, str] = field(default_factory=dict)
 
     def load(self) -> Data:
         return characters() if self.data == SHAKESPEARE else load_data(self.data)
@@ -85,5 +88,13 @@ GROUNDS = {
     "fcn": Ground(partial(fcn, 784, 256), "mnist", (0.1, 0.05), _SGD, _RATES),
     "lenet5": Ground(lenet5, "mnist", (0.1, 0.05), _SGD, _RATES),
     "transformer": Ground(_transformer, SHAKESPEARE, (0.25,), _ADAM, tuple(rate / 10 for rate in _RATES)),
+    "resnet20": Ground(
+        partial(built, "resnet20"),
+        "cifar10",
+        (0.3,),
+        replace(_SGD, batch_size=64),
+        _RATES,
+        {"C-DLN": "it compresses linear layers, and the only one is the last"},
+    ),
     "quick": Ground(_quick, quick.DATA, (0.4,), replace(_SGD, batch_size=16), _RATES),
 }

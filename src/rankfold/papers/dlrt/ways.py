@@ -27,7 +27,8 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     asked = request.filled(QUICK if request.quick else FULL)
     unknown = sorted(set(asked.models or ()) - set(GROUNDS))
     if unknown:
-        raise ValueError(f"ways-to-low-rank has no network {unknown[0]!r}: there are fcn, lenet5, transformer")
+        known = ", ".join(name for name in GROUNDS if name != "quick")
+        raise ValueError(f"ways-to-low-rank has no network {unknown[0]!r}: there are {known}")
     seeds = asked.seeds or ()
 
     def case(network: str, share: float, way: str, number: int, seed: int) -> Case:
@@ -37,6 +38,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
         (network, share, way)
         for network in asked.models or ()
         for way in CHOICES
+        if way not in GROUNDS[network].without
         for share in ((1.0,) if way == "dense" else GROUNDS[network].shares)
     ]
     grid = [case(*key, number, seeds[0]) for number in range(asked.trials or 1) for key in keys]
@@ -50,7 +52,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
         f"Ways to low rank: {asked.epochs} epochs, {asked.trials} trials a way, {len(seeds)} seeds",
         {"ways": table, "trials": trials},
         {"ways": _figure(table)},
-        [*remarks(table), time_remark(list(found.values()))],
+        [*remarks(table), *_missing(asked.models or ()), time_remark(list(found.values()))],
         {"asked": asked.to_dict(), "choices": {way: dict(known) for way, known in CHOICES.items()}},
     )
 
@@ -122,6 +124,11 @@ def remarks(table: pd.DataFrame) -> list[str]:
         "parameters, buffers, gradients and the optimizer's state at their largest."
     )
     return said
+
+
+def _missing(networks: Sequence[str]) -> list[str]:
+    """Which ways are not among those of a network, and why."""
+    return [f"{name}: {way} is left out: {why}." for name in networks for way, why in GROUNDS[name].without.items()]
 
 
 def _figure(table: pd.DataFrame) -> Figure:
