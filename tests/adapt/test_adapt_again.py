@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,3 +107,14 @@ def test_merging_later_and_again(tmp_path):
     for merge in (True, False, True):
         adapt(network(), data(), SETTINGS, tmp_path, merge=merge)
         assert (tmp_path / "merged" / "model.safetensors").exists()
+
+
+def test_a_function_that_chooses_layers_is_known_by_what_it_chooses(tmp_path):
+    def asked(name: str) -> AdaptSettings:
+        return replace(SETTINGS, params=60, where=lambda path, _: path == name)
+
+    first = adapt(network(), data(), asked("0"), tmp_path)
+    again = adapt(network(), data(), asked("0"), tmp_path)  # another function object, the same layers
+    assert again.after == first.after
+    with pytest.raises(ValueError, match="where"):
+        adapt(network(), data(), asked("3"), tmp_path)

@@ -7,6 +7,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import rankfold as rf
@@ -65,6 +66,23 @@ def test_an_adapter_is_read_as_peft_reads_it(kind, tmp_path):
     assert found.lookups == {"parts.table"}
     for name, delta in wanted.items():
         torch.testing.assert_close(update(found, name).reshape(delta.shape), delta, rtol=1e-5, atol=1e-6)
+
+
+def test_a_scaling_that_half_precision_would_round_is_kept(tmp_path):
+    place, _ = trained(tmp_path, 1)  # 7 / 3
+    file = tmp_path / "adapter_model.safetensors"
+    state = {name: value.bfloat16() for name, value in load_file(file).items()}
+    save_file(state, file)
+    pairs = read_adapter(place).pairs
+    for name, (a, b) in pairs.items():
+        assert a.dtype == b.dtype == torch.float32
+        given = next(
+            value for key, value in state.items() if f"{name}.lora_B" in key or f"{name}.lora_embedding_B" in key
+        )
+        torch.testing.assert_close(b, 7 / 3 * given.float().flatten(1), rtol=1e-6, atol=0)
+    config = json.loads((tmp_path / "adapter_config.json").read_text()) | {"lora_alpha": 6}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    assert all(b.dtype == torch.bfloat16 for _, b in read_adapter(place).pairs.values())  # 6 / 3 rounds nothing
 
 
 def test_a_smaller_adapter_is_the_best_of_its_rank(tmp_path):

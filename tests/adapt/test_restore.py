@@ -10,6 +10,7 @@ from torch import nn
 
 import rankfold as rf
 from rankfold.adapt.restore import Added, restore_
+from rankfold.pipeline.restoring import RestoreSettings, restore
 
 
 def networks() -> tuple[nn.Module, nn.Module, list[torch.Tensor]]:
@@ -85,3 +86,19 @@ def test_where_only_whole_numbers_lead_to_the_answers_nothing_can_be_trained():
     with pytest.raises(ValueError, match="there is nothing to train"):
         restore_(small, model, data, batch_size=32)
     assert all(torch.equal(value, was[key]) for key, value in small.state_dict().items())
+
+
+def test_in_inference_mode_it_trains_as_elsewhere():
+    model, small, data = networks()
+    with torch.inference_mode():
+        found = restore_(small, model, data, params=150, steps=20, batch_size=32)
+        assert torch.is_inference_mode_enabled()
+    other, twin, data = networks()
+    assert found.after == restore_(twin, other, data, params=150, steps=20, batch_size=32).after
+    small(data[0]).sum().backward()  # what was merged can be trained on
+
+
+def test_a_batch_of_no_samples_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        restore(None, None, None, RestoreSettings(batch_size=0), tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -379,3 +379,9 @@ def test_a_forecast_compresses_nothing_and_falls_with_the_budget() -> None:
     labels: Tensor = torch.zeros(4)
     with pytest.raises(ValueError, match="one class label"):
         Margins.of(nn.Identity(), [labels])
+
+
+def test_a_probe_that_does_not_fit_is_refused_before_the_training() -> None:
+    probe = CollapseProbe([(torch.randn(6, 1, 8, 8), torch.tensor([0, 1, 2, 3, 4, 97]))], decay=1e-2)
+    with pytest.raises(ValueError, match="97"):
+        rf.SpectrumRecorder(tiny(), probe=probe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -413,6 +414,21 @@ def test_bottlenecks_survive_a_file(artifact):
     broken = known.to_bytes()[:-40]
     with pytest.raises(ValueError, match="not bottlenecks of rankfold"):
         Bottlenecks.from_bytes(broken)
+
+
+@pytest.mark.parametrize("moved", ["bias", "statistics"])
+def test_bottlenecks_belong_to_all_that_the_network_holds(moved, artifact, tmp_path):
+    model = copy.deepcopy(artifact.model)
+    tensors = model.named_buffers() if moved == "statistics" else model.named_parameters()
+    ending = "running_mean" if moved == "statistics" else "bias"
+    with torch.no_grad():
+        next(tensor for name, tensor in tensors if name.endswith(ending)).add_(1)
+    with pytest.raises(rf.SliceError, match="measured on other weights"):
+        rf.slice_(rf.Stored(model, artifact.plan, {}, artifact.bottlenecks), "flops=0.5")
+    with pytest.raises(rf.StoreError, match="measured on other weights"):
+        rf.save(model, artifact.plan, tmp_path / "a", bottlenecks=artifact.bottlenecks)
+    earlier = replace(artifact.bottlenecks, mark=artifact.bottlenecks.mark.partition("-")[0])
+    rf.slice_(rf.Stored(model, artifact.plan, {}, earlier), "flops=0.5")  # those saved before know of weights alone
 
 
 def test_store(artifact, tmp_path):

@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import rankfold as rf
+from rankfold.compress.planning.profiling import meant
 from rankfold.objectives import MultiLabel, ObjectiveError, infer
 from rankfold.train import TrainingError
 from rankfold.train.evaluation import choose
@@ -57,6 +58,7 @@ def test_numbers_that_are_0_and_1_in_the_first_batch_alone_are_numbers(kind):
     assert choose(net(1), data, None).objective.name == "regression"
     assert rf.evaluate(net(1), data).judged.name == "r2"
     assert rf.fit(net(1), data, data, RECIPE).best.validation.judged.name == "r2"
+    assert meant(net(1), data, None).objective.name == "regression"
     counts = IN_MEMORY[kind](torch.cat([torch.zeros(100, 1), torch.arange(100.0)[:, None]]).long())
     assert choose(net(1), counts, None).objective.name == "regression"
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import pad
@@ -233,12 +234,21 @@ def read_adapter(directory: str | Path) -> Adapter:
         a, b = both["A"], both["B"]
         if a.dim() > 2:
             kernels[name] = tuple(a.shape[1:])
-        pairs[name] = (a.flatten(1), scaling_of(config, name, len(a)) * b.flatten(1))
+        pairs[name] = _scaled(a.flatten(1), b.flatten(1), scaling_of(config, name, len(a)))
     return Adapter(
         pairs, 1.0, kernels, frozenset(lookups), bool(config.get("fan_in_fan_out")), whole,
         config.get("base_model_name_or_path") or "", config.get("task_type"), saved=_saved(place, config, whole),
         base_copies=tuple(copies),
     )  # fmt: skip
+
+
+def _scaled(a: Tensor, b: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """A and ``scaling`` times B, in float32 where half precision would round the product."""
+    wide = torch.promote_types(b.dtype, torch.float32)
+    product = scaling * b.to(wide)
+    if torch.equal(product.to(b.dtype).to(wide), product):
+        return a, product.to(b.dtype)
+    return a.to(wide), product
 
 
 def _saved(place: Path, config: Mapping[str, Any], whole: Mapping[str, Tensor]) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from rankfold.linalg import svd
 from rankfold.linalg.brief import brief
 from rankfold.objectives import Objective, objective_named
 from rankfold.observe import Samples
+from rankfold.run.ordinary import ordinarily
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import factored_layers, unwrap, without_fused_attention
 
@@ -42,6 +43,7 @@ class Restored:
 
 
 @showing
+@ordinarily
 def restore_(
     model: nn.Module,
     original: nn.Module,

@@ -29,7 +29,7 @@ from rankfold.run.digest import digest
 from rankfold.run.disk.container import packed
 from rankfold.run.disk.files import write_atomically
 from rankfold.run.progress import Tell
-from rankfold.sites import fingerprint, is_pretrained, unwrap
+from rankfold.sites import fingerprint, is_pretrained, sites, unwrap
 from rankfold.sites.wish import Where
 from rankfold.train import History, Recipe, TrainingError, choose, evaluate, fit
 from rankfold.zoo.data import parts_of
@@ -252,8 +252,13 @@ def _request(root: nn.Module, data: Any, settings: AdaptSettings, objective: Any
         "base": fingerprint(root),
         "data": {part: digest(getattr(data, part, None)) for part in ("train", "validation", "test")},
         **{key: value for key, value in asdict(settings).items() if key != "where"},
-        "where": repr(settings.where), "objective": str(objective),
+        "where": _layers(root, settings.where), "objective": str(objective),
     }  # fmt: skip
+
+
+def _layers(root: nn.Module, where: Where | None) -> str:
+    """What is asked for, in words that another process repeats: a function by the layers that it chooses."""
+    return f"{[site.name for site in sites(root, where)]}" if callable(where) else repr(where)
 
 
 def _write_merged(root: nn.Module, place: Path) -> None:

@@ -69,6 +69,8 @@ def restore(
     ``StoreError`` in one line.
     """
     tell, place = tell or Tell(), Path(directory)
+    if settings.batch_size is not None and settings.batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {settings.batch_size}")
     if place.exists() and (not place.is_dir() or any(place.iterdir())):
         raise StoreError(f"{place}: there are files already: give a directory that is empty or missing")
     root = unwrap(stored.model).eval()

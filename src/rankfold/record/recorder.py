@@ -49,7 +49,8 @@ class SpectrumRecorder:
         every: measure the first of this many calls.
         pending: how many copies of the weights may wait or be in work; with more, ``step`` waits for one to be done.
         probe: called with the model at every record, in the hot path; its columns stand behind the others in ``frame``
-            (``rankfold.collapse.CollapseProbe``: clusters, neural collapse and bounds of every layer).
+            (``rankfold.collapse.CollapseProbe``: clusters, neural collapse and bounds of every layer). One that has
+            ``check(model)`` is asked at once whether it fits.
 
     Raises:
         ValueError: nothing can be recorded, or a number is out of range.
@@ -92,6 +93,9 @@ class SpectrumRecorder:
                 raise ValueError(f"{site.title}: {matrix}")
             tracks[site.name] = Track(site.kind, matrix)
         columns = () if probe is None else tuple(probe.columns)
+        check = getattr(probe, "check", None)
+        if check is not None:
+            check(model)  # before the training, whose first record it would end
         self._begin(model, found, Recording(rank, every, tracks, columns=columns), pending, probe)
 
     def _begin(

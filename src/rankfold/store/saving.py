@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from rankfold.compress.planning.plan import Plan
-from rankfold.compress.slicing.bottlenecks import Bottlenecks, factor_mark
+from rankfold.compress.slicing.bottlenecks import Bottlenecks, belongs
 from rankfold.run.disk.container import packed
 from rankfold.run.disk.pretrained import FolderError
 from rankfold.sites import QUANTIZED, Form, is_pretrained, unwrap, why_tensor
@@ -89,7 +89,7 @@ def save(
     else:
         files[TENSORS] = packed(state, {"format": "pt", ALIASES: json.dumps(aliases)})
     if bottlenecks is not None:
-        if bottlenecks.mark != factor_mark(model):
+        if not belongs(bottlenecks.mark, model):
             raise StoreError("the bottlenecks were measured on other weights: measure them again before saving")
         files[BOTTLENECKS] = bottlenecks.to_bytes()
     check_files(directory, files)

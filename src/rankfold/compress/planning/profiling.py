@@ -49,6 +49,7 @@ from rankfold.sites import (
     with_joint,
 )
 from rankfold.sites.find import missed
+from rankfold.train.targets import known_targets
 
 UNHEARD = "it is called, and what it returns never reaches the outputs of the model: left as it is"
 
@@ -360,7 +361,7 @@ def meant(root: nn.Module, data: Any, asked: Objective | str | None) -> Inferred
                 objective.objective.losses(forward(root, batch), batch)
                 return objective
             try:
-                return infer(forward(root, batch), batch)
+                return infer(forward(root, batch), batch, known_targets(data))
             except (ObjectiveError, TypeError):  # labels that are something else
                 return Inferred(Teacher(), "the data tell none: outputs are compared with those of the original")
     return objective

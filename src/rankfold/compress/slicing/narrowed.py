@@ -14,7 +14,7 @@ from rankfold.compress.applying.apply import declare_
 from rankfold.compress.applying.layer import build
 from rankfold.compress.methods.method import relative
 from rankfold.compress.planning.plan import Entry, Plan
-from rankfold.compress.slicing.bottlenecks import Bottleneck, Bottlenecks, factor_mark
+from rankfold.compress.slicing.bottlenecks import Bottleneck, Bottlenecks, belongs, factor_mark
 from rankfold.linalg.on_data.bottleneck import Narrowing, narrow, spread, triangle
 from rankfold.sites import (
     Factors,
@@ -216,7 +216,7 @@ def _settle_(module: Any, norm: nn.Module | None, moved: _Moved) -> None:
 
 def sliceable(root: nn.Module, plan: Plan, known: Bottlenecks) -> tuple[dict[str, Site], dict[str, list[str]]]:
     """The sites of ``plan`` with a bottleneck that is known, and changed ones without one, by reason."""
-    if factor_mark(root) != known.mark:
+    if not belongs(known.mark, root):
         raise SliceError(
             "these bottlenecks were measured on other weights: measure them again, rankfold.bottlenecks(model, data)"
         )
