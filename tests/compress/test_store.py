@@ -502,3 +502,22 @@ def test_expanded_buffers_are_filled(tmp_path):
     loaded = rf.load(tmp_path / "small", fresh).model
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
     assert loaded.turned is turned  # what can be written into stays the same tensor
+
+
+@torch.no_grad()
+def test_a_network_compressed_twice_says_what_to_give(tmp_path):
+    def net() -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 4))
+
+    x = torch.randn(1, 16)
+    once = rf.apply_(net(), rf.plan(net(), rf.Ranks({"0": 6}), "truncate", example=x))
+    rf.save(once, first := rf.plan(net(), rf.Ranks({"0": 6}), "truncate", example=x), tmp_path / "once")
+    plan = rf.plan(once, rf.Ranks({"0.down": 2}), "truncate", example=x)
+    twice = rf.apply_(once, plan)
+    rf.save(twice, plan, tmp_path / "twice")
+    assert first.changed
+    with pytest.raises(rf.StoreError, match=r"compressed a second time.*as it was after the first time"):
+        rf.load(tmp_path / "twice", net())
+    again = rf.load(tmp_path / "twice", rf.load(tmp_path / "once", net()).model).model
+    assert torch.equal(again(x), twice(x))

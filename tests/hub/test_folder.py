@@ -60,6 +60,20 @@ def test_a_folder_gives_the_same_outputs_however_it_is_loaded(name, tmp_path):
     assert kinds <= {"LowRankLinear", "LowRankConv1D", "LowRankEmbedding", "SpatialConv2d"}
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "bert_without_head"])
+@pytest.mark.parametrize("form", [Form.FACTORED, Form.PIVOTED])
+def test_a_network_whose_factors_were_factored_once_more_is_a_folder_too(name, form, tmp_path):
+    model, batch, small, _ = compressed(name, form)
+    inside = [site.name for site in rf.sites(small).reducible][:6]
+    again = rf.plan(small, rf.Ranks(dict.fromkeys(inside, 1)), "truncate", example=inputs(batch))
+    assert any(entry.site.endswith((".down", ".up", ".up.rest")) for entry in again.changed)
+    twice = rf.apply_(small, again)
+    rf.save(twice, again, tmp_path / "twice")
+    wanted = answer(twice, batch)
+    assert torch.equal(answer(rf.load(tmp_path / "twice").model, batch), wanted)
+    assert torch.equal(answer(type(model).from_pretrained(tmp_path / "twice"), batch), wanted)
+
+
 class OwnConfig(transformers.PretrainedConfig):
     model_type = "own-network"
 

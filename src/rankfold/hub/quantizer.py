@@ -178,7 +178,8 @@ def _names_here(
 
     found, absent = {}, []
     for name, decision in named.items():
-        place = here(name, name)
+        # a factor that was factored once more is there when the layer that it is a part of has been made
+        place = here(name, min((each for each in named if f"{name}.".startswith(f"{each}.")), key=len))
         if place is None:
             absent.append(name)
         else:

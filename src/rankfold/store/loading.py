@@ -23,7 +23,7 @@ from rankfold.linalg.brief import brief
 from rankfold.run.disk.container import FAULTS, metadata, parsed, said
 from rankfold.run.disk.pretrained import FolderError
 from rankfold.run.ordinary import ordinarily
-from rankfold.sites import unwrap
+from rankfold.sites import sites, unwrap
 from rankfold.store.manifest import BOTTLENECKS, PLAN, PRETRAINED, TENSORS, StoreError, Unfinished, opened, unfinished
 from rankfold.store.ours import ALIASES
 
@@ -105,9 +105,21 @@ def load(directory: str | Path, model: nn.Module | None = None) -> Stored:
         _check_fit(shape_(_without_values(unwrap(model)), plan), given, directory)
         shape_(model, plan)
     except ApplyError as error:
-        raise StoreError(f"{directory}: it was saved from another model: {error}") from None
+        raise StoreError(f"{directory}: it was saved from another model: {error}{_twice(model, plan)}") from None
     _fill_(unwrap(model), given)
     return Stored(model, plan, manifest.get("notes", {}), known)
+
+
+def _twice(model: nn.Module, plan: Plan) -> str:
+    """What to do where the plan names parts of layers: it is the second one of a network that was factored before."""
+    names = {site.name for site in sites(unwrap(model))}
+    for entry in plan.changed:
+        if entry.site not in names and any(entry.site.startswith(f"{name}.") for name in names):
+            return (
+                "; it was compressed a second time, and this plan tells of that alone: give the network as it was "
+                "after the first time (rankfold.load of its own directory)"
+            )
+    return ""
 
 
 def _state(data: bytes) -> dict[str, torch.Tensor]:
