@@ -2,14 +2,17 @@
 
 import copy
 import functools
+import itertools
 import pickle
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
 import rankfold as rf
+from rankfold.induce.ways import WAYS as ALL_WAYS
 from rankfold.induce.ways import way_named
 from rankfold.layers import DynamicLowRank
 
@@ -205,3 +208,91 @@ def test_layers_frozen_before_the_optimizer_take_part_in_the_budget_alone():
     assert isinstance(model[0], DynamicLowRank)
     small = rf.fold_(model, keep=True)
     assert sum(parameter.numel() for parameter in small.parameters()) <= 0.5 * dense
+
+
+# --- the layers that stand in the place of others
+
+
+class Reading(nn.Module):
+    """Its forward reads settings of its layers, and one has hooks of every kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(3, 20, 3, stride=2, padding=1), nn.Linear(20 * 16, 24)
+        self.fc.times = 3.0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.conv(x).unflatten(1, (self.conv.out_channels, -1)).flatten(1)
+        assert (self.conv.in_channels, self.conv.kernel_size, self.conv.stride) == (3, (3, 3), (2, 2))
+        return self.fc(x.reshape(-1, self.fc.in_features)).reshape(-1, self.fc.out_features)
+
+
+PREPARED = {
+    "dlrt": rf.dlrt_,
+    "tucker": functools.partial(rf.dlrt_, convolutions="tucker"),
+    **{name: way_named(name).prepare_ for name in ALL_WAYS},
+}
+
+
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("name", PREPARED)
+def test_layers_have_the_settings_and_the_hooks_of_those_they_stand_for(name, keep):
+    torch.manual_seed(0)
+    model, seen, x = Reading(), [], torch.randn(2, 3, 8, 8)
+    model.fc.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+    early = model.fc.register_forward_hook(lambda module, args, output: output * 100)
+    model.fc.register_full_backward_hook(lambda *_: seen.append("backward"))
+    PREPARED[name](model)
+    assert model.fc.times == 3.0
+    late = model.fc.register_forward_hook(lambda module, args, kwargs, output: seen.append("late"), with_kwargs=True)
+    for stage in (lambda: model, lambda: copy.deepcopy(model), lambda: rf.fold_(model, keep=keep)):
+        network = stage().eval()
+        seen.clear()
+        output = network(x)
+        output.sum().backward()
+        assert seen == ["late", "backward"]
+        flat = F.conv2d(x, network.conv.weight, network.conv.bias, 2, 1).flatten(1) + 1
+        expected = 100 * F.linear(flat, network.fc.weight, network.fc.bias)
+        torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-4)
+    early.remove(), late.remove()
+    assert not model.fc._forward_hooks
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = model.fc.nothing
+
+
+def test_an_optimizer_does_not_take_what_another_way_has_prepared():
+    named = {"dlrt": (rf.dlrt_, rf.Dlrt)} | {
+        name: (way_named(name).prepare_, way_named(name).optimizer) for name in ALL_WAYS
+    }
+    for (one, (prepare_, _)), (other, (_, optimizer)) in itertools.permutations(named.items(), 2):
+        caller = "dlrt_" if one == "dlrt" else f"{ALL_WAYS[one].__name__}.prepare_"
+        with pytest.raises(ValueError, match=rf"^0: {caller} has prepared this layer, and .*fold") as raised:
+            optimizer(prepare_(network()), torch.optim.SGD, lr=0.1)
+        assert ("dlrt_" if other == "dlrt" else ALL_WAYS[other].__name__) in str(raised.value)
+
+
+@pytest.fixture
+def alone():
+    """One process that thinks it is several."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("name", [name for name in WAYS if name != "debora"])  # whose parameters stay
+def test_a_part_that_is_prepared_says_what_a_wrapper_around_more_waits_for(name, alone):
+    """Whose parameters others take the place of: the next forward pass ended in torch's words."""
+    part = network()
+    whole = nn.Sequential(part, nn.Linear(4, 4))
+    optimizer = prepared(name, torch.optim.SGD, part)[1]
+    wrapped = nn.parallel.DistributedDataParallel(whole)
+    wrapped(data()[0]).sum().backward()
+    with pytest.raises(ValueError, match=r"^0.*: DistributedDataParallel waits .* prepare the whole model before"):
+        optimizer.step()
+    whole = nn.Sequential(network(), nn.Linear(4, 4))
+    if name == "geolora":  # which freezes all else: nothing else is waited for
+        rf.geolora_(whole, 3)
+        optimizer = rf.GeoLora(whole, torch.optim.SGD, lr=0.1, window=3)
+    else:
+        optimizer = prepared(name, torch.optim.SGD, whole)[1]
+    assert trained(nn.parallel.DistributedDataParallel(whole), optimizer, 7) < 10

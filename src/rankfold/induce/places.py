@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
+import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping
 from math import prod
 from typing import Any
@@ -12,7 +14,19 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rankfold.layers import DynamicLowRank, DynamicTucker, InTraining, Phased, Scaled
-from rankfold.sites import FOLD_FIRST, Factors, Form, Site, hidden, read_layer, replace_, sites, unwrap, why_left
+from rankfold.sites import (
+    FOLD_FIRST,
+    Factors,
+    Form,
+    Site,
+    carry_hooks_,
+    hidden,
+    read_layer,
+    replace_,
+    sites,
+    unwrap,
+    why_left,
+)  # fmt: skip
 from rankfold.sites.earlier import warn_of_earlier_optimizers
 from rankfold.sites.find import missed
 from rankfold.sites.wish import Where
@@ -54,7 +68,9 @@ def put_(model: nn.Module, where: Where | None, caller: str, make: Callable[[Sit
     replaced = {}
     for site, module, matrix, made in ready:
         transposed = bool(getattr(site.layer, "stored_transposed", False))
-        replaced[module] = made(module, matrix.clone(), transposed).train(module.training)
+        layer = replaced[module] = made(module, matrix.clone(), transposed).train(module.training)
+        carry_hooks_(module, layer)
+        layer.prepared = caller
     replace_(root, replaced)
     # parameters whose place others will take: their optimizer averages what DistributedDataParallel would wait for
     moving = [f"{name}.{entry}".lstrip(".") for name, layer in in_training(root).items() for entry in layer.moving]
@@ -68,6 +84,42 @@ def still_there(layers: Mapping[str, Any]) -> None:
             f"{gone}: the ordinary layer is in its place again (fold_, merge_ or remove_), of which this optimizer "
             "knows nothing: build a new one to train on"
         )
+    if dist.is_available() and dist.is_initialized():
+        _check_wrapped({name: layer for name, layer in layers.items() if isinstance(layer, InTraining)})
+
+
+_ALONE = weakref.WeakSet[nn.Module]()  # layers that were looked at, and that no wrapper waits for
+
+
+def _check_wrapped(layers: Mapping[str, InTraining]) -> None:
+    """``ValueError`` where ``DistributedDataParallel`` waits for parameters whose place others will take, since it
+    wraps more than what was prepared; it looks for the names of those on the outermost module alone. Of each layer
+    once: the garbage collector is asked, a fifth of a second."""
+    if all(layer in _ALONE for layer in layers.values()):
+        return
+    moving = {id(getattr(layer, entry)): name for name, layer in layers.items() for entry in layer.moving}
+    for wrapper in [each for each in gc.get_objects() if type(each) is nn.parallel.DistributedDataParallel]:
+        named, ignored = wrapper.module.named_parameters(), wrapper.parameters_to_ignore
+        waited = {id(parameter) for name, parameter in named if name not in ignored and parameter.requires_grad}
+        ours = [name for key, name in moving.items() if key in waited]
+        # it begins to wait when any parameter has a gradient: where it knows none but ours, it never does
+        if ours and waited - moving.keys() and not wrapper.find_unused_parameters:
+            raise ValueError(
+                f"{ours[0]}: DistributedDataParallel waits for the parameters of this "
+                "layer, whose place others take in training: prepare the whole model before it is wrapped (where= "
+                "chooses the layers), or wrap it with find_unused_parameters=True"
+            )
+    _ALONE.update(layers.values())
+
+
+def check_prepared(layers: Mapping[str, InTraining], caller: str) -> None:
+    """``ValueError`` where another function than ``caller`` has put one of these layers in its place."""
+    for name, layer in layers.items():
+        if layer.prepared not in ("", caller):
+            raise ValueError(
+                f"{name}: {layer.prepared} has prepared this layer, and {caller} another kind: take the optimizer that "
+                "belongs to the former, or fold the model first (rankfold.fold_) and prepare it anew"
+            )
 
 
 def same_everywhere_(layers: Collection[InTraining]) -> None:
@@ -188,6 +240,7 @@ def ordinary_(layer: InTraining) -> nn.Module:
         weight = _folded(layer, (parts[0] if len(parts) == 1 else parts[1] @ parts[0]).to(first))
     ordinary._parameters["weight"] = nn.Parameter(weight, first.requires_grad)
     ordinary._parameters["bias"] = layer.bias
+    carry_hooks_(layer, ordinary)
     return ordinary.train(layer.training)
 
 
@@ -209,6 +262,7 @@ def factored_(layer: InTraining) -> nn.Module:
     new.requires_grad_(first.requires_grad)
     if layer.bias is not None:
         setattr(new, "bias", layer.bias)  # noqa: B010  # carried by its last stage
+    carry_hooks_(layer, new)
     return new.train(layer.training)
 
 
@@ -227,7 +281,7 @@ def _parts(layer: InTraining) -> tuple[Tensor, ...]:
             return (layer.left,)
         if isinstance(layer, Scaled):
             return layer.right, layer.left * layer.scale
-        return layer.right, layer.left  # type: ignore[return-value]
+        return layer.right, layer.left
     p, values, q = torch.linalg.svd(layer.core.double())
     roots = values.sqrt()
     return roots.unsqueeze(1) * (q @ layer.right.double()), layer.left.double() @ p * roots

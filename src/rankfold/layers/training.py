@@ -28,6 +28,7 @@ class InTraining(nn.Module):
     gone: bool = (
         False  # the ordinary layer is in its place again: the optimizer that trained it has nothing left to train
     )
+    prepared: str = ""  # the function that has put it in its place
     bias: nn.Parameter | None
 
     def __init__(self, ordinary: nn.Module, shape: tuple[int, int], stored_transposed: bool) -> None:
@@ -39,6 +40,16 @@ class InTraining(nn.Module):
         self.register_parameter("bias", bias)
         ordinary._parameters["weight"] = ordinary._parameters["bias"] = None
         self._ordinary = (ordinary,)  # no submodule: it has no weight and is only asked how it convolves
+
+    def __getattr__(self, name: str) -> Any:
+        """Settings of the ordinary layer too (``in_features``, ``stride``), which code around it may read."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            settings = vars(vars(self)["_ordinary"][0]) if "_ordinary" in vars(self) else {}
+            if name.startswith("_") or name in self.moving or name not in settings:
+                raise
+            return settings[name]
 
     @property
     def ordinary(self) -> nn.Module:

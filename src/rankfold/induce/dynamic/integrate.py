@@ -16,7 +16,7 @@ from rankfold.induce.dynamic.gradients import check_finite, clip_, gradients_of,
 from rankfold.induce.dynamic.moments import turn_
 from rankfold.induce.dynamic.pace import Pace
 from rankfold.induce.dynamic.worth import Worth
-from rankfold.induce.places import averaged_, same_everywhere_, still_there, warn_of_small
+from rankfold.induce.places import averaged_, check_prepared, in_training, same_everywhere_, still_there, warn_of_small
 from rankfold.layers import DynamicLowRank
 from rankfold.linalg.errors import NonFiniteError
 from rankfold.linalg.manifold import tangent
@@ -116,6 +116,7 @@ class Dlrt(Around):
         condition: Conditioning | None = None,
         **settings: Any,
     ) -> None:
+        check_prepared(in_training(model), "dlrt_")
         self.layers = dynamic_layers(model)
         if not self.layers:
             raise ValueError("the model has no layers of low rank to train: prepare it with rankfold.dlrt_ first")

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from rankfold.induce.places import (
     Make,
     averaged_,
+    check_prepared,
     in_training,
     numbers_within,
     put_,
@@ -59,7 +60,7 @@ class Way:
         def make(site: Site, matrix: Tensor) -> Make:
             return lambda ordinary, matrix, turned: self.kind(ordinary, matrix, stored_transposed=turned)
 
-        put_(model, where, f"{type(self).__name__}.prepare_", make)
+        put_(model, where, self.caller, make)
         for layer in own(model).values():
             self.begin_(layer)
         if self.budget is not None:
@@ -78,6 +79,10 @@ class Way:
     ) -> Guided:
         """One of torch's optimizers with ``settings``, guided by this way; for a ``model`` that it has prepared."""
         return Guided(self, model, kind, groups, settings)
+
+    @property
+    def caller(self) -> str:
+        return f"{type(self).__name__}.prepare_"
 
     # what a way does
 
@@ -117,6 +122,7 @@ class Guided(Around):
         groups: Iterable[Any] | None,
         settings: dict[str, Any],
     ) -> None:
+        check_prepared(in_training(model), way.caller)
         self.way, self.layers = way, own(model)
         if not self.layers:
             raise ValueError(
