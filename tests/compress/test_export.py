@@ -17,6 +17,7 @@ from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.planner import plan
 from rankfold.costs import evaluating
 from rankfold.export import ExportError, to_onnx, to_torch_export
+from rankfold.induce import cdln_, overparametrize_
 from rankfold.run.progress import Tell
 from rankfold.zoo import example_input, model
 
@@ -494,3 +495,16 @@ def test_layers_of_every_form_are_written_in_that_form(form, write, tmp_path):
     stored = sum(x.nbytes for x in (*small.parameters(), *small.buffers()))
     beside = 12_000 if write is to_onnx else 80_000
     assert (tmp_path / "small").stat().st_size < stored + beside  # nothing was multiplied out
+
+
+@pytest.mark.parametrize("write", [to_onnx, to_torch_export])
+def test_products_are_written_for_batches_of_any_size(write, tmp_path):
+    """Whose layers choose by the batch between their factors and the product."""
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 10)
+    )
+    cdln_(overparametrize_(network, where="[03]"), "5", 2).eval()
+    written = write(network, torch.randn(1, 3, 4, 4), tmp_path / "file")
+    assert written < 1e-5
+    assert written.inputs["input"][0] == "batch"

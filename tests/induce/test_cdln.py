@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -171,7 +172,10 @@ def test_it_learns(start):
         ([], 2, {}, "at least one"),
         (["3", "3"], 2, {}, "none of them twice"),
         ("3", 15, {}, r"3 \(Linear 14×16\): rank 15 was asked for, and ranks from 1 to 14 are possible"),
-        ("3", {"1": 2}, {}, "rank 0 was asked"),
+        ("3", 2.5, {}, "rank 2.5 was asked for, and ranks from 1 to 14"),
+        ("3", {"1": 2}, {}, "rank= names '1', which is none of the layers that were given: 3"),
+        ("3", {"3": 2, "typo": 3}, {}, "rank= names 'typo'"),
+        (["1", "3"], {"1": 2}, {}, r"3 \(Linear 14×16\): rank= has no rank for it"),
         ("3", 2, {"depth": 1}, "at least 2 factors"),
         ("3", 2, {"start": "gradient"}, "needs labelled data"),
         ("3", 2, {"start": "spectral"}, "start must be one of"),
@@ -186,6 +190,22 @@ def test_bad_input_changes_nothing(layer, rank, more, says):
     with pytest.raises(ValueError, match=says):
         cdln_(model, layer, rank, **more)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_ranks_of_numpy_and_a_module_by_any_of_its_names():
+    assert cdln_(network(), "3", np.int64(2))[3].parametrizations.weight.original0.shape == (14, 2)
+    shared = nn.Linear(12, 12)
+    model = nn.Sequential(shared, nn.ReLU(), shared)
+    for name in ("0", "2"):
+        assert cdln_(copy.deepcopy(model), "2", {name: 3})[0].parametrizations.weight.original0.shape == (12, 3)
+
+
+def test_a_tied_layer_says_which_one_to_name():
+    model = nn.ModuleDict({"a": nn.Linear(12, 12), "b": nn.Linear(12, 12)})
+    model["b"].weight = model["a"].weight
+    with pytest.raises(ValueError, match=r"no linear layer 'b' .*\(its weight is that of a: name that layer"):
+        cdln_(model, "b", 2)
+    assert factors(cdln_(model, "a", 2))["b"][0] is factors(model)["a"][0]
 
 
 def test_frozen_layers_and_bad_weights_are_named():

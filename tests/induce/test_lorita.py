@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, parametrize
 import rankfold
 from rankfold import fold_, overparametrize_, sites
 from rankfold.batches import forward
-from rankfold.induce import choose, factors, is_overparametrized
+from rankfold.induce import cdln_, choose, factors, is_overparametrized
 from rankfold.objectives import main_tensor
 from rankfold.sites import Product, opened
 
@@ -243,6 +243,35 @@ def test_a_zero_weight_stays_zero_but_can_leave_it(depth: int) -> None:
     assert any(part.grad is not None and part.grad.any() for part in factors(model)["0"])
 
 
+@pytest.mark.parametrize("depth", [2, 3])
+def test_zeros_that_are_assigned_can_be_left_too_by_every_group(depth: int) -> None:
+    model = overparametrize_(nn.Sequential(nn.Linear(6, 4), nn.Conv1d(4, 6, 3, groups=2)), depth)
+    model[0].weight = torch.zeros(4, 6)
+    model[1].weight = torch.cat([torch.zeros(3, 2, 3), torch.randn(3, 2, 3)])
+    for other in (model, overparametrize_(fold_(copy.deepcopy(model)), depth)):
+        assert not other[0].weight.any()
+        assert not other[1].weight[:3].any()
+        other[1](other[0](torch.randn(9, 5, 6)).mT).square().sum().backward()
+        other[1](torch.randn(2, 4, 5)).sum().backward()
+        for name, parts in factors(other).items():
+            moved = torch.stack([part.grad.flatten(-2).any(-1) for part in parts])
+            assert moved.any(0).all(), name
+
+
+def test_what_the_factors_cannot_hold_is_not_assigned() -> None:
+    model = overparametrize_(nn.Sequential(nn.Linear(8, 6)), 2, start="random", inner=3)
+    before = model[0].weight
+    with pytest.raises(ValueError, match=r"has the shape \(6, 8\): it cannot become one of the shape \(3, 3\)$"):
+        model[0].weight = torch.randn(3, 3)
+    with pytest.raises(
+        ValueError, match=r"hold rank 3, and what is assigned to it would lose 0\.\d+ of its norm: .*fold_"
+    ):
+        model[0].weight = torch.randn(6, 8)
+    assert torch.equal(model[0].weight, before)
+    model[0].weight = low = torch.randn(6, 3) @ torch.randn(3, 8)
+    torch.testing.assert_close(model[0].weight, low)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "case", [c for c in CASES if c.name in ("linear-wide", "conv2d", "conv2d-groups", "attention")], ids=repr
@@ -429,9 +458,20 @@ def test_broken_or_missing_weights_are_named_before_anything_changes() -> None:
     with pytest.raises(ValueError, match=r"1 \(Linear 4×4\): .*NaN"):
         overparametrize_(model)
     assert not is_overparametrized(model)
-    ghost = nn.Sequential(nn.Linear(6, 4, device="meta"))
-    with pytest.raises(ValueError, match=r"0 \(Linear 4×6\): .*meta"):
-        overparametrize_(ghost)
+    for prepare_ in (
+        *(
+            lambda model, start=start: overparametrize_(model, start=start)
+            for start in ("balanced", "random", "orthogonal")
+        ),
+        *(lambda model, epsilon=epsilon: cdln_(model, ["0", "1"], 2, epsilon=epsilon) for epsilon in (None, 0.5)),
+    ):
+        ghost = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 4, device="meta"))
+        before = snapshot(ghost)
+        with pytest.raises(
+            ValueError, match=r"1 \(Linear 4×4\): its weights are on the meta device, without values: load"
+        ):
+            prepare_(ghost)
+        assert snapshot(ghost) == before
 
 
 def test_another_parametrization_on_top_must_go_first() -> None:

@@ -87,6 +87,16 @@ def test_either_way_computes_the_same(case: Case, monkeypatch: pytest.MonkeyPatc
         torch.testing.assert_close(a, b)
 
 
+def test_the_input_has_the_name_that_torch_gives_it() -> None:
+    for layer, shape in (
+        (nn.Linear(6, 4), (2, 6)),
+        (nn.Conv2d(3, 4, 2), (2, 3, 5, 5)),
+        (nn.Conv1d(4, 4, 2, groups=2), (4, 5)),
+    ):
+        model, x = overparametrize_(nn.Sequential(layer)), torch.randn(shape)
+        assert torch.equal(model[0](input=x), model(x))
+
+
 def test_the_cheaper_way_is_taken_for_the_layer_and_the_batch() -> None:
     linear = overparametrize_(nn.Sequential(nn.Linear(64, 64)), 3)[0]
     assert calls(linear, torch.zeros(4, 64)) == 0  # 4·3·64² < 2·64³ + 4·64²

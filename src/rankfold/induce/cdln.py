@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
@@ -12,11 +13,11 @@ from rankfold.batches import batches_of, forward, labels_of
 from rankfold.costs import evaluating
 from rankfold.forms.geometry import Plain, Transposed
 from rankfold.induce.choose import Target, choose
-from rankfold.induce.overparametrize import compose_
+from rankfold.induce.overparametrize import compose_, valued
 from rankfold.linalg.compressed import compressed_factors
 from rankfold.linalg.errors import NonFiniteError, NotMaterialisedError
 from rankfold.observe import before, first_of
-from rankfold.sites import Product, sites, unwrap
+from rankfold.sites import Product, Site, sites, unwrap
 from rankfold.sites.earlier import warn_of_earlier_optimizers
 from rankfold.train.step.gradients import weight_gradients
 from rankfold.train.step.groups import SCALES
@@ -88,24 +89,19 @@ def cdln_(
     if start != "random" and data is None:
         raise ValueError(f"start={start!r} needs labelled data: give data=, or use start='random'")
     targets = linear_targets(model, [layer] if isinstance(layer, str) else list(layer))
-    ranks = {name: rank if isinstance(rank, int) else rank.get(name, 0) for name in targets}
-    for name, target in targets.items():
-        if isinstance(ranks[name], bool) or not 1 <= ranks[name] <= min(target.shape):
-            raise ValueError(
-                f"{target.title}: rank {ranks[name]} was asked for, and ranks from 1 to {min(target.shape)} are "
-                "possible"
-            )
+    weights = {name: valued(target) for name, target in targets.items()}
+    ranks = _ranks(unwrap(model), targets, rank)
     guides = _guides(unwrap(model), targets, start, data, samples)
     ready = []
     for name, target in targets.items():
-        weight = target.weight.detach()
+        weight = weights[name]
         scale = _scale(target, ranks[name], depth) if epsilon is None else epsilon
         factors = compressed_factors(target.shape, ranks[name], [scale] * depth, guides.get(name), generator)
         sizes = (target.shape[0], *(ranks[name],) * (depth - 1), target.shape[1])
         product = Product(target.geometry, weight.shape, sizes, target.groups)
         ready.append((target, product, tuple(factor.to(weight) for factor in factors)))
-    weights = {f"{name}.weight": target.weight for name, target in targets.items()}
-    warn_of_earlier_optimizers(weights, "which is now a product of factors that the optimizer does not know", "cdln_")
+    before = {f"{name}.weight": target.weight for name, target in targets.items()}
+    warn_of_earlier_optimizers(before, "which is now a product of factors that the optimizer does not know", "cdln_")
     for target, product, factors in ready:
         compose_(target, product, factors)
         if rate_scale != 1.0:
@@ -130,11 +126,42 @@ def linear_targets(model: nn.Module, names: Sequence[str]) -> dict[str, Target]:
     for name in names:
         site = next((s for s in sites(root) if name in (s.name, *s.aliases)), None)
         if site is None or site.name not in known:
-            why = next((why for path, why in choice.left_out if path.rpartition(".")[0] == name), "")
+            why = next(
+                (why for path, why in choice.left_out if path.rpartition(".")[0] == name), _tied(root, known, site)
+            )
             reason = f" ({why})" if why else f": the linear layers are {', '.join(known) or 'none'}"
             raise ValueError(f"there is no linear layer {name!r} that can be replaced{reason}")
         found[site.name] = known[site.name]
     return found
+
+
+def _tied(root: nn.Module, known: Mapping[str, Target], site: Site | None) -> str:
+    """Why a layer is not among ``known`` whose very weight one of these has."""
+    for target in known.values() if site is not None else ():
+        if any(module is root.get_submodule(site.name) for module, _ in target.tied):
+            return f"its weight is that of {target.name}: name that layer, and both share the factors"
+    return ""
+
+
+def _ranks(root: nn.Module, targets: Mapping[str, Target], rank: int | Mapping[str, int]) -> dict[str, int]:
+    """The rank of each target; by name it may be any name of a module that hangs in several places."""
+    ranks = dict.fromkeys(targets, rank) if not isinstance(rank, Mapping) else {}
+    for given, value in rank.items() if isinstance(rank, Mapping) else ():
+        name = next((site.name for site in sites(root) if given in (site.name, *site.aliases)), None)
+        if name not in targets:
+            raise ValueError(
+                f"rank= names {given!r}, which is none of the layers that were given: {', '.join(targets)}"
+            )
+        ranks[name] = value
+    for name, target in targets.items():
+        if name not in ranks:
+            raise ValueError(
+                f"{target.title}: rank= has no rank for it: give one for each layer, or one number for all"
+            )
+        value, most = ranks[name], min(target.shape)
+        if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= value <= most:
+            raise ValueError(f"{target.title}: rank {value} was asked for, and ranks from 1 to {most} are possible")
+    return {name: int(ranks[name]) for name in targets}
 
 
 def _scale(target: Target, rank: int, depth: int) -> float:

@@ -126,7 +126,7 @@ def _started(
     start: Start,
     generator: torch.Generator | None,
 ) -> tuple[Product, tuple[Tensor, ...]]:
-    weight = target.weight.detach()
+    weight = valued(target)
     (m, n), rank = target.shape, min(target.shape)
     if isinstance(widths, str):
         widths = (target.paper_width if widths == "paper" else rank,) * (depth - 1)
@@ -142,6 +142,14 @@ def _started(
     except (NonFiniteError, NotMaterialisedError, RuntimeError) as error:
         raise ValueError(f"{target.title}: {error}: load or repair its weights first") from error
     return Product(target.geometry, weight.shape, sizes, target.groups), factors
+
+
+def valued(target: Target) -> Tensor:
+    """Its weight; ``ValueError`` where that has no values: its device cannot multiply factors out."""
+    weight = target.weight.detach()
+    if weight.is_meta:
+        raise ValueError(f"{target.title}: its weights are on the meta device, without values: load or draw them first")
+    return weight
 
 
 def compose_(target: Target, product: Product, factors: tuple[Tensor, ...]) -> None:

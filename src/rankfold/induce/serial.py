@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from math import prod
 from typing import Any
@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from rankfold.sites import factors_of, ordinary_class, products, setting_of
 
+_MANY = 1 << 62
 _CONVOLUTIONS = {nn.Conv1d.forward: F.conv1d, nn.Conv2d.forward: F.conv2d, nn.Conv3d.forward: F.conv3d}
 
 
@@ -42,17 +43,21 @@ def serial_is_cheaper(sizes: Sequence[int], product_macs: int, rows: int) -> boo
     return one_by_one < product_macs + rows * sizes[0] * sizes[-1]
 
 
-def _factors_to_apply(layer: nn.Module, rows: int) -> list[nn.Parameter]:
+def _factors_to_apply(layer: nn.Module, rows: Callable[[], int]) -> list[nn.Parameter]:
     """R_N, …, R_1 in the order in which the data meet them, or nothing where the product is the cheaper way."""
     product = products(layer).get("weight")
     held = getattr(parametrize, "_cache_enabled", 0)  # within parametrize.cached() the product is formed but once
-    if product is None or held or not serial_is_cheaper(product.sizes, product.macs, rows):
+    if product is None or held:
+        return []
+    # a graph that is exported is for batches of any size: for many rows
+    count = _MANY if torch.compiler.is_exporting() else rows()
+    if not serial_is_cheaper(product.sizes, product.macs, count):
         return []
     return factors_of(layer, "weight")[::-1]
 
 
-def _linear(self: Any, x: Tensor) -> Tensor:
-    factors = _factors_to_apply(self, x.numel() // max(1, x.shape[-1]))
+def _linear(self: Any, input: Tensor) -> Tensor:  # named as in torch: callers may
+    factors, x = _factors_to_apply(self, lambda: input.numel() // max(1, input.shape[-1])), input
     if not factors:
         return ordinary_class(self).forward(self, x)
     for factor in factors[:-1]:
@@ -60,13 +65,13 @@ def _linear(self: Any, x: Tensor) -> Tensor:
     return F.linear(x, factors[-1], self.bias)
 
 
-def _convolution(self: Any, x: Tensor) -> Tensor:
-    factors = [] if self.groups > 1 else _factors_to_apply(self, _positions(self, x))
+def _convolution(self: Any, input: Tensor) -> Tensor:
+    factors = [] if self.groups > 1 else _factors_to_apply(self, lambda: _positions(self, input))
     if not factors:
-        return ordinary_class(self).forward(self, x)
+        return ordinary_class(self).forward(self, input)
     first, *rest = factors
     one_by_one = _CONVOLUTIONS[ordinary_class(self).forward]
-    x = self._conv_forward(x, first.reshape(-1, self.in_channels, *self.kernel_size), None)
+    x = self._conv_forward(input, first.reshape(-1, self.in_channels, *self.kernel_size), None)
     for index, factor in enumerate(rest, start=1):
         bias = self.bias if index == len(rest) else None
         x = one_by_one(x, factor.reshape(*factor.shape, *(1 for _ in self.kernel_size)), bias)

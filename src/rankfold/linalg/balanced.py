@@ -53,6 +53,27 @@ def balanced_factors(
     return tuple(factor.to(matrix.dtype) for factor in factors)
 
 
+def free_factors(matrix: Tensor, sizes: Sequence[int], generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+    """`balanced_factors` of `sizes` (m, d_1, …, n); of a matrix of zeros, each of a batch by itself, a zero R_1 and
+    (semi-)orthogonal others, drawn from `generator`, on the CPU: no gradient would reach any of several zeros.
+    """
+    first, *rest = balanced_factors(matrix, len(sizes) - 1, sizes[1:-1])
+    empty = ~matrix.flatten(-2).any(-1)[..., None, None]
+    if bool(empty.any()):
+        drawn = [orthogonal(factor.shape, generator).to(factor) for factor in rest]
+        rest = [torch.where(empty, new, factor) for new, factor in zip(drawn, rest, strict=True)]
+    return first, *rest
+
+
+def orthogonal(shape: Sequence[int], generator: torch.Generator | None) -> Tensor:
+    """Columns or rows orthonormal, whichever are fewer, of the distribution that no rotation changes; float64."""
+    tall = torch.randn(*shape, generator=generator, dtype=torch.float64)
+    wide = shape[-2] < shape[-1]
+    q, r = torch.linalg.qr(tall.mT if wide else tall)
+    q = q * torch.diagonal(r, dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    return q.mT if wide else q
+
+
 def _padded(a: Tensor, rows: int, columns: int) -> Tensor:
     out = a.new_zeros(*a.shape[:-2], rows, columns)
     out[..., : a.shape[-2], : a.shape[-1]] = a

@@ -10,15 +10,19 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from rankfold.forms.geometry import Matricization
-from rankfold.linalg.balanced import balanced_factors
+from rankfold.linalg.balanced import free_factors
 from rankfold.linalg.chain import cheapest_order, multiply
+
+_TINY = 1e-30  # a norm that is divided by
 
 
 class Product(nn.Module):
     """W = R_1 R_2 … R_N, R_i (``sizes[i−1]``, ``sizes[i]``), or (groups, …), read as a parameter of ``shape``.
 
-    ``forward`` and ``right_inverse`` are each other's inverse: the second gives the balanced factors, of equal norm
-    and least sum of squares (LoRITa, Proposition 4.2). ``macs``: multiply-adds of forming W, in the cheapest order.
+    ``forward`` and ``right_inverse``, which torch calls for ``layer.weight = …``, are each other's inverse: the second
+    gives the balanced factors, of equal norm and least sum of squares (LoRITa, Proposition 4.2), of zeros those that
+    can leave zero; ``ValueError`` for what the factors cannot hold. ``macs``: multiply-adds of forming W, in the
+    cheapest order.
     """
 
     def __init__(self, geometry: Matricization, shape: Sequence[int], sizes: Sequence[int], groups: int) -> None:
@@ -32,7 +36,22 @@ class Product(nn.Module):
 
     @torch.no_grad()
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, ...]:
-        return balanced_factors(self.geometry.matrix(weight), len(self.sizes) - 1, self.sizes[1:-1])
+        if tuple(weight.shape) != self.shape:
+            raise ValueError(
+                f"this weight is a product of factors and has the shape {self.shape}: it cannot become one of the "
+                f"shape {tuple(weight.shape)}"
+            )
+        matrix = self.geometry.matrix(weight)
+        factors = free_factors(matrix, self.sizes, torch.Generator().manual_seed(0))
+        if min(self.sizes) < min(matrix.shape[-2:]):
+            lost = float((multiply(factors, self.order) - matrix).norm() / matrix.norm().clamp_min(_TINY))
+            if lost > torch.finfo(matrix.dtype).eps ** 0.5:
+                raise ValueError(
+                    f"this weight is a product of factors that hold rank {min(self.sizes)}, and what is assigned to "
+                    f"it would lose {lost:.2g} of its norm: give one of that rank, or fold the model first "
+                    "(rankfold.fold_)"
+                )
+        return factors
 
     def extra_repr(self) -> str:
         return " · ".join(f"{m}×{n}" for m, n in zip(self.sizes, self.sizes[1:]))
