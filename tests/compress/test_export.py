@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections import Counter
+from collections import Counter, namedtuple
 
 import numpy as np
 import pytest
@@ -508,3 +508,45 @@ def test_products_are_written_for_batches_of_any_size(write, tmp_path):
     written = write(network, torch.randn(1, 3, 4, 4), tmp_path / "file")
     assert written < 1e-5
     assert written.inputs["input"][0] == "batch"
+
+
+class Named(nn.Module):
+    """Answers in ``how``, and keeps its last answer."""
+
+    def __init__(self, how) -> None:
+        super().__init__()
+        self.layer, self.how = nn.Linear(4, 3), how
+
+    def forward(self, x: Tensor) -> object:
+        self.last = self.layer(x)
+        return self.how(self.last, x)
+
+
+Pair = namedtuple("Pair", "logits hidden")
+HOOKED = {  # how the model answers, what a hook makes of it, and what is expected of the linear layer's output
+    "where it is a tensor": (lambda y, x: y, lambda o: o * 2 if isinstance(o, Tensor) else o, lambda y: y * 2),
+    "tensor": (lambda y, x: y, lambda o: o.softmax(-1), lambda y: y.softmax(-1)),
+    "mapping": (lambda y, x: {"logits": y, "hidden": x}, lambda o: {"logits": o["logits"] * 2}, lambda y: y * 2),
+    "namedtuple": (Pair, lambda o: o._replace(logits=o.logits * 2), lambda y: y * 2),
+}
+
+
+@pytest.mark.parametrize("write", [to_onnx, to_torch_export])
+@pytest.mark.parametrize("kind", HOOKED)
+def test_what_hooks_of_the_model_make_of_its_answer_is_written(kind, write, tmp_path):
+    torch.manual_seed(0)
+    how, hook, expected = HOOKED[kind]
+    network, x = Named(how).eval(), torch.randn(2, 4)
+    network.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+    network.register_forward_hook(lambda module, args, output: hook(output))
+    network(x)
+    last, wanted = network.last, expected(network.layer(x + 1))
+    assert write(network, x, tmp_path / "file") < 1e-5
+    assert network.last is last
+    if write is to_onnx:
+        session = onnxruntime.InferenceSession((tmp_path / "file").read_bytes())
+        found = torch.as_tensor(session.run(None, {"x": x.numpy()})[0])
+    else:
+        found = torch.export.load(tmp_path / "file").module()(x)
+        found = found if isinstance(found, Tensor) else found["logits"]
+    torch.testing.assert_close(found, wanted)

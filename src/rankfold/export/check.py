@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rankfold.costs import Example, evaluating
 from rankfold.export.errors import ExportError, first_line
-from rankfold.export.outputs import in_a_row, names_of
+from rankfold.export.outputs import answering, in_a_row, names_of
 from rankfold.export.slender import doubled, slender
 from rankfold.export.trace import Axis, Traced, other_sizes, traced
 from rankfold.export.written import Written
@@ -26,13 +26,15 @@ Run = Callable[[Example], Sequence[Tensor]]
 
 def exported(
     root: nn.Module,
+    change: Callable[[Any], Any],
     example: Example,
     output: Any,
     make: Callable[[Traced, Sequence[str]], tuple[Made, Run]],
     who: str,
     tell: Tell,
 ) -> tuple[Made, Written]:
-    """What ``make`` makes of the freest graph that computes what ``root`` does, and the largest difference.
+    """What ``make`` makes of the freest graph that computes ``change`` of what ``root`` gives, and the largest
+    difference from what ``root`` gives.
 
     ``make`` is given names for the tensors in ``output``, the model's own answer to the example, and also gives a way
     to run it; ``who`` is named in errors. Compared at two batch sizes, and at other sizes of every free axis at which
@@ -42,35 +44,36 @@ def exported(
     fixed: set[Axis] | None = set()  # None: every axis but the first
     wide = slender(root, example)
     again = ""
-    while True:
-        wrong: list[Any] = []
-        tell.say(f"tracing the model{again}")
-        again = " again, with fewer free axes"
-        try:
-            graph = traced(root, doubled(example, wide), fixed)
-            constant = {(which, place) for which, place in wide if graph.fixes(which, place)}
-            if constant:
-                wide -= constant
-                continue
-            names = names_of(output, [*graph.inputs, *graph.program.state_dict])
-            tell.say("writing the graph")
-            made, run = make(graph, names)
-            tell.say(f"comparing {who} with the model at several sizes")
-            check = _Check(root, graph, run, tuple(names), who)
-            wrong = check.unfit()
-            if not wrong:
-                sizes = [check.at(3), check.at(1), *([check.of(example)] if wide else [])]
-                return made, Written(max(*sizes, *check.differences), graph.shapes, graph.at_most)
-        except ExportError:
-            if fixed is None and not wide:
-                raise
-        if wrong and fixed is not None:
-            fixed = fixed | graph.axes(wrong)
-            wide -= fixed
-        elif wide:
-            wide = set()
-        else:
-            fixed = None
+    with evaluating(root), answering(root, change, example.kwargs) as twin:
+        while True:
+            wrong: list[Any] = []
+            tell.say(f"tracing the model{again}")
+            again = " again, with fewer free axes"
+            try:
+                graph = traced(twin, doubled(example, wide), fixed)
+                constant = {(which, place) for which, place in wide if graph.fixes(which, place)}
+                if constant:
+                    wide -= constant
+                    continue
+                names = names_of(output, [*graph.inputs, *graph.program.state_dict])
+                tell.say("writing the graph")
+                made, run = make(graph, names)
+                tell.say(f"comparing {who} with the model at several sizes")
+                check = _Check(root, graph, run, tuple(names), who)
+                wrong = check.unfit()
+                if not wrong:
+                    sizes = [check.at(3), check.at(1), *([check.of(example)] if wide else [])]
+                    return made, Written(max(*sizes, *check.differences), graph.shapes, graph.at_most)
+            except ExportError:
+                if fixed is None and not wide:
+                    raise
+            if wrong and fixed is not None:
+                fixed = fixed | graph.axes(wrong)
+                wide -= fixed
+            elif wide:
+                wide = set()
+            else:
+                fixed = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rankfold.costs import Example
 from rankfold.export.check import Run, exported
 from rankfold.export.errors import ExportError, first_line, quiet
-from rankfold.export.outputs import answering, in_a_row
+from rankfold.export.outputs import in_a_row
 from rankfold.export.trace import Traced, answer, flat, ready
 from rankfold.export.written import Written
 from rankfold.run.disk.files import write_atomically
@@ -59,8 +59,7 @@ def to_onnx(model: nn.Module, example: Any, path: str | Path, *, tell: Tell | No
     root, example = ready(model, example)
     output = answer(root, example)
     _check_precision(root, example, output)
-    with answering(root, in_a_row, example.kwargs):
-        data, written = exported(root, example, output, _made, _WHO, tell or Tell())
+    data, written = exported(root, in_a_row, example, output, _made, _WHO, tell or Tell())
     write_atomically(Path(path), data)
     return written
 

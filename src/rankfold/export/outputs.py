@@ -12,32 +12,35 @@ from typing import Any
 from torch import Tensor, nn
 
 from rankfold.objectives.answer import INTERNAL, named_tensors
+from rankfold.sites import carry_hooks_
 
 
 @contextmanager
-def answering(root: nn.Module, change: Callable[[Any], Any], given: Collection[str]) -> Iterator[None]:
-    """Within the block ``root`` gives ``change`` of what it gives; its parameters keep their names.
+def answering(root: nn.Module, change: Callable[[Any], Any], given: Collection[str]) -> Iterator[nn.Module]:
+    """A twin of ``root`` that gives ``change`` of what ``root`` gives to whoever calls it, hooks of its own included.
 
-    Keywords in ``given`` that would be part of its ``**kwargs`` are parameters there: torch looks for them in two ways.
+    It shares parameters, which so keep their names, and parts. Keywords in ``given`` that would be part of ``**kwargs``
+    are parameters there: torch looks for them in two ways. What calls assign to attributes of ``root`` is taken back.
     """
-    own, forward = vars(root).get("forward"), root.forward
+    kept, twin = dict(vars(root)), root.__class__.__new__(root.__class__)
+    vars(twin).update({name: value for name, value in kept.items() if name != "_compiled_call_impl"})
+    carry_hooks_(nn.Identity(), twin)  # none
 
-    @functools.wraps(forward)
+    @functools.wraps(root.forward)
     def changed(*args: Any, **kwargs: Any) -> Any:
-        return change(forward(*args, **kwargs))
+        return change(root(*args, **kwargs))
 
-    signature = inspect.signature(forward)
+    signature = inspect.signature(root.forward)
     known = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
     more = [name for name in given if name not in signature.parameters]
     named = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in more]
     vars(changed)["__signature__"] = signature.replace(parameters=[*known, *named])
-    root.forward = changed
+    twin.forward = changed
     try:
-        yield
+        yield twin
     finally:
-        del root.forward
-        if own is not None:
-            root.forward = own
+        vars(root).clear()
+        vars(root).update(kept)
 
 
 def plain(output: Any) -> Any:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rankfold.costs import Example
 from rankfold.export.check import Run, exported
 from rankfold.export.errors import ExportError, first_line, quiet
-from rankfold.export.outputs import answering, in_a_row, plain
+from rankfold.export.outputs import in_a_row, plain
 from rankfold.export.trace import Traced, answer, ready
 from rankfold.export.written import Written
 from rankfold.run.disk.files import write_atomically
@@ -45,8 +45,7 @@ def to_torch_export(model: nn.Module, example: Any, path: str | Path, *, tell: T
     """
     root, example = ready(model, example)
     output = answer(root, example)
-    with answering(root, plain, example.kwargs):
-        program, written = exported(root, example, output, _made, "the exported program", tell or Tell())
+    program, written = exported(root, plain, example, output, _made, "the exported program", tell or Tell())
     buffer = io.BytesIO()
     with quiet():
         torch.export.save(program, buffer)
