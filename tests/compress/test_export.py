@@ -539,10 +539,9 @@ def test_what_hooks_of_the_model_make_of_its_answer_is_written(kind, write, tmp_
     network, x = Named(how).eval(), torch.randn(2, 4)
     network.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
     network.register_forward_hook(lambda module, args, output: hook(output))
-    network(x)
-    last, wanted = network.last, expected(network.layer(x + 1))
+    wanted = expected(network.layer(x + 1))
     assert write(network, x, tmp_path / "file") < 1e-5
-    assert network.last is last
+    assert type(network.last) is Tensor  # and none of the tracer's
     if write is to_onnx:
         session = onnxruntime.InferenceSession((tmp_path / "file").read_bytes())
         found = torch.as_tensor(session.run(None, {"x": x.numpy()})[0])

@@ -356,6 +356,9 @@ def test_what_cannot_be_sliced_says_why(artifact):
         rf.bottlenecks(artifact.model, [])
     with pytest.raises(ValueError, match="NaN or infinite"):
         rf.bottlenecks(artifact.model, images(4) * float("nan"))
+    for samples in (-1, 0, 5.0):
+        with pytest.raises(ValueError, match=f"^samples must be at least 1, a whole number, got {samples}$"):
+            rf.bottlenecks(artifact.model, images(4), samples=samples)
 
 
 @pytest.mark.parametrize("given", [0.5, None, object(), ["params=0.5", 0.3]], ids=["number", "none", "object", "list"])

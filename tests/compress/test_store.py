@@ -521,3 +521,21 @@ def test_a_network_compressed_twice_says_what_to_give(tmp_path):
         rf.load(tmp_path / "twice", net())
     again = rf.load(tmp_path / "twice", rf.load(tmp_path / "once", net()).model).model
     assert torch.equal(again(x), twice(x))
+
+
+@pytest.mark.parametrize("prepare_", [rf.overparametrize_, rf.dlrt_, rf.Pufferfish().prepare_])
+def test_layers_in_training_are_folded_before_they_are_saved(prepare_, tmp_path, monkeypatch):
+    network = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
+    fresh = copy.deepcopy(network)
+    made = rf.plan(network, rf.Ranks({"0": 2}), "truncate", example=torch.zeros(1, 16))
+    prepare_(rf.apply_(network, made), where="2")
+    with pytest.raises(rf.StoreError, match=r"^2: its weight is in training as a product .*rankfold\.fold_"):
+        rf.save(network, made, tmp_path / "small")
+    monkeypatch.setattr("rankfold.store.saving._check_folded", lambda root: None)  # as an earlier release
+    rf.save(network, made, tmp_path / "earlier")
+    with pytest.raises(rf.StoreError, match=r"saved from another model: .* fold it before it is saved"):
+        rf.load(tmp_path / "earlier", copy.deepcopy(fresh))
+    monkeypatch.undo()
+    rf.save(rf.fold_(network), made, tmp_path / "small")
+    x = torch.randn(3, 16)
+    assert torch.equal(rf.load(tmp_path / "small", fresh).model(x), network(x))

@@ -53,3 +53,11 @@ def test_rounding_leads_no_value_astray(values):
     for _ in range(20):
         u, _, vh = torch.linalg.svd(torch.randn((3, 3), generator=generator))
         assert float(torch.linalg.matrix_norm(nearly_orthogonal(u * torch.tensor(values) @ vh), 2)) < 1.5
+
+
+@pytest.mark.parametrize("size", [1e-40, 1e-23, 1e25, 1e38])
+def test_a_matrix_of_any_size_is_one_of_its_directions(size):
+    matrix = torch.randn((5, 8), generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    found = nearly_orthogonal(matrix * size)
+    assert float((found - nearly_orthogonal(matrix)).norm()) < (0.05 if size > 1e-38 else 0.1)
+    assert nearly_orthogonal(matrix[:0]).shape == (0, 8)

@@ -642,3 +642,20 @@ def test_two_processes_share_gradients_of_read_weights(tmp_path):
     model(LINEAR.inputs(torch.float32)).square().mean().backward()
     for p, shared in zip(model.parameters(), first, strict=True):
         torch.testing.assert_close(p.grad, torch.tensor(shared), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", [Form.FACTORED, Form.PIVOTED])
+def test_under_autocast_a_read_weight_gives_the_precision_of_the_dense_one(form):
+    for dense, x in ((nn.Linear(12, 16), torch.randn(3, 12)), (nn.Conv2d(4, 16, 3), torch.randn(2, 4, 5, 5))):
+        layer = sites(nn.Sequential(dense))[0].layer
+        new = layer.skeleton(dense, form, 3, True)
+        calls = [lambda weight: stranger(dense, weight, dense.bias, x)]  # noqa: B023  # called within the loop
+        if isinstance(dense, nn.Linear):
+            calls += [
+                lambda weight: torch.addmm(torch.randn(12), torch.randn(3, 16), weight),
+                lambda weight: torch.addmm(torch.randn(16), x, weight.t()),  # noqa: B023
+            ]
+        for call in calls:
+            with torch.autocast("cpu", torch.bfloat16):
+                assert call(new.weight).dtype == call(dense.weight).dtype == torch.bfloat16
+            assert call(new.weight).dtype == torch.float32

@@ -6,6 +6,7 @@ import math
 import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from networks import network
@@ -342,6 +343,13 @@ def test_a_list_of_samples_is_a_data_set():
     assert found.objective == "classification"
     assert found.count == 100
     assert [len(batch[0]) for batch in batches_of(pairs, 64)] == [64, 36]
+
+
+@pytest.mark.parametrize("limit", [-1, 0, 5.0, True])
+def test_no_samples_and_less_are_refused_before_any_are_read(limit):
+    with pytest.raises(ValueError, match=r"^samples must be at least 1"):
+        batches_of(torch.randn(8, 12), 4, limit)
+    assert [len(batch) for batch in batches_of(torch.randn(8, 12), 4, np.int64(5))] == [4, 1]
 
 
 def test_how_many_targets_were_expected_is_said():

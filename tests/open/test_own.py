@@ -242,7 +242,12 @@ def test_the_laws_that_the_package_ships(mine):
     check_reader(mine.layer.read_mix, mine.layer.Mix(8, 6), torch.randn(3, 8))
     batch = torch.randn(12, 3), torch.randn(12, 2)
     for objective in (mine.objectives.WORST, mine.objectives.WITHIN):
-        check_objective(objective, nn.Linear(3, 2), batch)
+        model = nn.Linear(3, 2)
+        model.weight.grad = kept = torch.ones(2, 3)
+        check_objective(objective, model, batch)
+        assert model.weight.grad is kept
+        assert bool((kept == 1).all())
+        assert model.bias.grad is None
 
 
 def test_all_of_them_from_the_command_line(mine, tmp_path):

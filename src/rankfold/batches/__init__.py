@@ -7,6 +7,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from numbers import Integral
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -258,8 +259,14 @@ def batches_of(data: Any, batch_size: int = 256, limit: int | None = None) -> It
     Objects with ``batches(batch_size)`` (the splits of ``rankfold.zoo``) and ``torch.utils.data.Dataset`` are cut
     into batches in their own order, and so is a list of pairs whose targets are single numbers; of an
     ``IterableDataset`` too single samples are expected, as torch has it. Where
-    yours gives whole batches, wrap it in ``DataLoader(data, batch_size=None)``.
+    yours gives whole batches, wrap it in ``DataLoader(data, batch_size=None)``. ``ValueError`` for a limit below 1.
     """
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, Integral) or limit < 1):
+        raise ValueError(f"samples must be at least 1, a whole number, got {limit!r}")
+    return _limited(data, batch_size, limit)
+
+
+def _limited(data: Any, batch_size: int, limit: int | None) -> Iterator[Any]:
     seen = 0
     for batch in map(marked, _batches(data, batch_size)):
         size = size_of(batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,6 +158,7 @@ def _check_fit(root: nn.Module, state: Mapping[str, torch.Tensor], directory: Pa
         raise StoreError(
             f"{directory}: it was saved from another model: {len(missing)} tensors are missing "
             f"({', '.join(missing[:3])}), and {len(foreign)} do not belong to this one ({', '.join(foreign[:3])})"
+            f"{_unfolded(foreign)}"
         )
     for name, wanted in here.items():
         if wanted.shape != state[name].shape:
@@ -177,6 +178,14 @@ def _check_fit(root: nn.Module, state: Mapping[str, torch.Tensor], directory: Pa
             f"{directory}: {hollow[0]} is not saved (a buffer with persistent=False), and the model is on the "
             "meta device, without values: build it on a real device"
         )
+
+
+def _unfolded(foreign: Sequence[str]) -> str:
+    """What to do where a network was saved, by an earlier release, while layers were in training at low rank."""
+    ends = (".left", ".core", ".right")
+    if not any(".parametrizations." in name or name.endswith(ends) for name in foreign):
+        return ""
+    return "; layers of it were in training at low rank: fold it before it is saved (rankfold.fold_)"
 
 
 def _fill_(root: nn.Module, state: Mapping[str, torch.Tensor]) -> None:

@@ -25,7 +25,7 @@ from rankfold.compress.planning.plan import Plan
 from rankfold.compress.slicing.bottlenecks import Bottlenecks, belongs
 from rankfold.run.disk.container import packed
 from rankfold.run.disk.pretrained import FolderError
-from rankfold.sites import QUANTIZED, Form, is_pretrained, unwrap, why_tensor
+from rankfold.sites import QUANTIZED, Form, is_pretrained, products, unwrap, why_tensor
 from rankfold.store import manifest
 from rankfold.store.manifest import BOTTLENECKS, FORMAT, PLAN, PRETRAINED, TENSORS, StoreError
 from rankfold.store.ours import ALIASES, check_files, check_ours
@@ -59,8 +59,9 @@ def save(
         The directory.
 
     Raises:
-        StoreError: no plan, no directory, notes that are no JSON, a plan that was not applied, bottlenecks that were
-            measured on other weights, or a directory with weights or a configuration that rankfold did not write.
+        StoreError: no plan, no directory, notes that are no JSON, a plan that was not applied, layers in training that
+            were not folded, bottlenecks that were measured on other weights, or a directory with weights or a
+            configuration that rankfold did not write.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 8))
@@ -78,6 +79,7 @@ def save(
         raise StoreError("save needs a directory behind the plan: rankfold.save(model, plan, 'small')")
     directory, root, notes = Path(directory), unwrap(model), manifest.checked_notes(notes)
     check_ours(directory, root)
+    _check_folded(root)
     state, aliases = _tensors(root)
     for entry in plan.changed:
         own = f"{entry.site}.{'up.rest.weight' if entry.members else entry.form.parameter}"
@@ -95,6 +97,16 @@ def save(
     check_files(directory, files)
     manifest.write(directory, files, notes, PRETRAINED if is_pretrained(root) else FORMAT)
     return directory
+
+
+def _check_folded(root: nn.Module) -> None:
+    """``StoreError`` for layers in training, which no fresh network has."""
+    for name, module in root.named_modules():
+        if products(module) or getattr(module, "prepared", ""):
+            raise StoreError(
+                f"{name}: its weight is in training as a product of factors, which a fresh network has no place for: "
+                "fold the model first (rankfold.fold_)"
+            )
 
 
 def _folder(root: nn.Module, plan: Plan, notes: Mapping[str, Any], tokenizer: Any) -> dict[str, bytes]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rankfold.layers.weights.products import completed, cp_kernel, low_rank_kernel, spatial_kernel, tucker_kernel
-from rankfold.layers.weights.rule import Factors, Thin, arguments
+from rankfold.layers.weights.rule import Factors, Thin, arguments, biased
 
 PLAIN = (F.conv1d, F.conv2d, F.conv3d)
 TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -117,7 +117,7 @@ class PivotedPair(Pair):
         conv: Any = PLAIN[at.axes - 1]
         z = conv(x, down, groups=self.groups, **at.whole())
         y = torch.cat([z, conv(z, rest, groups=self.groups)], -1 - at.axes).index_select(-1 - at.axes, self.order)
-        return y if bias is None else y + bias.reshape([-1] + [1] * at.axes)
+        return biased(y, bias, -1 - at.axes)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rankfold.layers.weights.products import low_rank_matrix
-from rankfold.layers.weights.rule import Factors, Thin, arguments
+from rankfold.layers.weights.rule import Factors, Thin, arguments, biased
 
 _RIGHT = {"matmul", "mm", "__matmul__", "mv"}
+
+
+def _sum(result: Tensor, added: Tensor) -> Tensor:
+    return result + added.to(result.dtype)
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,7 @@ class Matrix:
         if kwargs:
             return None
         if name == "addmm" and len(args) == 3 and args[2] is weight and args[1] is not weight and args[0] is not weight:
-            bias = args[0]
-            return Thin(args[1], lambda x, f: bias + self.back(x, f), 1)
+            return Thin(args[1], lambda x, f: _sum(self.back(x, f), args[0]), 1)
         if name == "__rmatmul__" and len(args) == 2:
             name, args = "__matmul__", (args[1], args[0])
         if name not in _RIGHT or len(args) != 2 or args[0] is args[1]:
@@ -92,7 +95,7 @@ class PivotedMatrix(Matrix):
 
     def onward(self, x: Tensor, factors: Factors, bias: Tensor | None = None) -> Tensor:
         result = self._condensed(x, factors) if self.across else self._completed(x, factors)
-        return result if bias is None else result + bias
+        return biased(result, bias)
 
     def back(self, x: Tensor, factors: Factors) -> Tensor:
         return self._completed(x, factors) if self.across else self._condensed(x, factors)

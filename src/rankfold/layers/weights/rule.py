@@ -52,3 +52,9 @@ def arguments(args: Sequence[Any], kwargs: Mapping[str, Any], names: Sequence[st
     """What a function of torch was given under each of ``names``, by place or by name; None where nothing."""
     given = dict(zip(names, args)) | dict(kwargs)
     return [given.get(name) for name in names]
+
+
+def biased(result: Tensor, bias: Tensor | None, axis: int = -1) -> Tensor:
+    """``result`` plus a bias along an axis counted from the last, in the dtype of the result: autocast computes in less
+    than the bias is stored in."""
+    return result if bias is None else result + bias.to(result.dtype).reshape([-1] + [1] * (-1 - axis))
