@@ -137,8 +137,9 @@ def linear_targets(model: nn.Module, names: Sequence[str]) -> dict[str, Target]:
 
 def _tied(root: nn.Module, known: Mapping[str, Target], site: Site | None) -> str:
     """Why a layer is not among ``known`` whose very weight one of these has."""
-    for target in known.values() if site is not None else ():
-        if any(module is root.get_submodule(site.name) for module, _ in target.tied):
+    module = None if site is None else dict(root.named_modules()).get(site.name)  # None too inside of attention
+    for target in known.values():
+        if any(other is module for other, _ in target.tied):
             return f"its weight is that of {target.name}: name that layer, and both share the factors"
     return ""
 
@@ -146,8 +147,9 @@ def _tied(root: nn.Module, known: Mapping[str, Target], site: Site | None) -> st
 def _ranks(root: nn.Module, targets: Mapping[str, Target], rank: int | Mapping[str, int]) -> dict[str, int]:
     """The rank of each target; by name it may be any name of a module that hangs in several places."""
     ranks = dict.fromkeys(targets, rank) if not isinstance(rank, Mapping) else {}
+    known = {name: site.name for site in sites(root) for name in (site.name, *site.aliases)}
     for given, value in rank.items() if isinstance(rank, Mapping) else ():
-        name = next((site.name for site in sites(root) if given in (site.name, *site.aliases)), None)
+        name = known.get(given, "")
         if name not in targets:
             raise ValueError(
                 f"rank= names {given!r}, which is none of the layers that were given: {', '.join(targets)}"

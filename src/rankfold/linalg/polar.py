@@ -15,11 +15,12 @@ _ROUNDS = ((7.9347, -22.258, 15.8016), (3.5653, -2.5649, 0.4859), (2.6613, -1.97
 def nearly_orthogonal(matrix: Tensor) -> Tensor:
     """U Vᵀ of ``matrix`` = U S Vᵀ (m, n), with singular values of 0.65 to 1.3 in place of ones.
 
-    In bfloat16 they were 0.55 to 1.4 of 3,000 random matrices. Directions of less than a hundredth of the norm come nearer to one only. Cost: in each of three rounds three
-    products on the smaller side, of single precision in bfloat16 where the device multiplies that faster: its
-    rounding is then such a small direction too, so that a matrix of a smaller rank gets some hundredths in each of the
-    directions that it lacks (in single precision some millionths), and zero alone stays zero. Source: K. Jordan et al.,
-    "Muon", 2024 (Newton–Schulz); N. Amsel et al., "The Polar Express", 2025 (a polynomial of its own in each round).
+    In bfloat16 they were 0.55 to 1.4 of 3,000 random matrices. Directions of less than a hundredth of the norm come
+    nearer to one only. Cost: in each of three rounds three products on the smaller side, of single precision in
+    bfloat16 where the device multiplies that faster: its rounding is then such a small direction too, so that a matrix
+    of a smaller rank gets some hundredths in each of the directions that it lacks (in single precision some
+    millionths), and zero alone stays zero. Source: K. Jordan et al., "Muon", 2024 (Newton–Schulz); N. Amsel et al.,
+    "The Polar Express", 2025 (a polynomial of its own in each round).
 
     >>> import torch
     >>> values = torch.linalg.svdvals(nearly_orthogonal(torch.diag(torch.tensor([4.0, 1.0, 0.3]))))

@@ -23,6 +23,7 @@ from torch.nn.parameter import is_lazy
 
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.slicing.bottlenecks import Bottlenecks, belongs
+from rankfold.layers import InTraining
 from rankfold.run.disk.container import packed
 from rankfold.run.disk.pretrained import FolderError
 from rankfold.sites import QUANTIZED, Form, is_pretrained, products, unwrap, why_tensor
@@ -102,7 +103,7 @@ def save(
 def _check_folded(root: nn.Module) -> None:
     """``StoreError`` for layers in training, which no fresh network has."""
     for name, module in root.named_modules():
-        if products(module) or getattr(module, "prepared", ""):
+        if products(module) or (isinstance(module, InTraining) and module.prepared):  # others are inside of adapters
             raise StoreError(
                 f"{name}: its weight is in training as a product of factors, which a fresh network has no place for: "
                 "fold the model first (rankfold.fold_)"
