@@ -242,7 +242,7 @@ class _Job(Planner):
         small, score = compressed_copy(
             self.model, made, calibration, self.halves.search.data if searched else self.data.validation,
             profile=known, method=self.method, reference=self.reference, progress=self.tell.progress,
-            objective=objective.objective,
+            objective=objective.objective, repaired=known.calibration.samples,
         )  # fmt: skip
         return small, self.scored(small, objective) if searched else score
 

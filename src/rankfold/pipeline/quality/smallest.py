@@ -25,6 +25,7 @@ from rankfold.compress.ranks.rules import RankRule
 from rankfold.compress.repair.batchnorm import Reference, reestimate_
 from rankfold.linalg.brief import brief
 from rankfold.objectives import Figure, Figures, Objective
+from rankfold.observe.apart import separable
 from rankfold.pipeline.compression.outcome.measure import calibration_part
 from rankfold.pipeline.compression.repair import compressed_copy
 from rankfold.pipeline.quality.halves import Half, Halves, halves
@@ -33,7 +34,7 @@ from rankfold.pipeline.quality.search import ROUNDING, Tried, larger_by_steps, s
 from rankfold.pipeline.quality.value import MaxDrop, Quality
 from rankfold.run.disk.files import write_atomically
 from rankfold.run.progress import Tell, showing
-from rankfold.train import choose, counted
+from rankfold.train import choose, counted, feed
 from rankfold.zoo.data import parts_of
 
 WIDE = 1.15  # sizes that are further apart have others between them
@@ -164,6 +165,12 @@ class Hunt:
         return self.sums(self.model, self.halves.search)
 
     @cached_property
+    def separable(self) -> bool:
+        """Whether a batch may be cut, so that there are enough groups for an interval."""
+        first = next(iter(feed.ordered(self.halves.search.data, self.halves.search.batch_size)))
+        return separable(self.model, first)
+
+    @cached_property
     def start(self) -> Figure:
         """The judging figure of the original on the searching half."""
         try:
@@ -255,10 +262,10 @@ class Hunt:
         if plan.factors is not None:
             return compressed_copy(
                 self.model, plan, self.calibration, self.halves.search.data, profile=known, method=known.method,
-                reference=self.original, objective=self.objective,
+                reference=self.original, objective=self.objective, repaired=known.calibration.samples,
             )[0]  # fmt: skip
         small = apply_(copied(self.model), plan, known, method=known.method)
-        reestimate_(small, self.original, self.calibration, samples=None)
+        reestimate_(small, self.original, self.calibration, samples=known.calibration.samples)
         return small
 
     def judge(self, tried: tuple[Tried, ...], good: Sequence[Tried]) -> Smallest:
@@ -319,8 +326,9 @@ class Hunt:
         """Of each batch of a half."""
         alone = self.objective.labelled and not self.asked.figure  # what judges is enough to choose by
         teacher = None if alone else self.model
+        data = part.cut if self.separable else part.data
         return counted(
-            network, part.data, part.batch_size, role="validation", objective=self.objective, teacher=teacher,
+            network, data, part.batch_size, role="validation", objective=self.objective, teacher=teacher,
             apart=True,
         )  # fmt: skip
 
