@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -23,7 +24,7 @@ from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.planning.profiling import profile
 from rankfold.compress.ranks.asked import parse_budget
-from rankfold.compress.ranks.budget import Bytes, Flops, KeepEnergy, Latency, Params, Ranks
+from rankfold.compress.ranks.budget import Bytes, Flops, KeepEnergy, Latency, Multiples, Params, Ranks
 from rankfold.compress.ranks.options import BudgetError
 from rankfold.compress.ranks.rules import Global, Iterative, Local, Optimal, rule_named
 from rankfold.costs import Cost, model_cost
@@ -487,7 +488,7 @@ def test_the_smallest_budget_that_can_be_reached_is_told(kind):
         ({"budget": "flops=50%"}, ValueError, r"write 0\.5 for 50 %"),
         ({"budget": "flops=half"}, ValueError, r"budget 'flops=half': 'half' is not a number"),
         ({"budget": "flops=0.5@3"}, ValueError, "not understood"),
-        ({"budget": "latency=0.5@0"}, ValueError, "batch of at least 1"),
+        ({"budget": "latency=0.5@0"}, ValueError, "the batch of a latency must be"),
         ({"budget": Ranks({"headd": 3})}, ValueError, r"a rank was given for a layer 'headd': there is no site"),
         (
             {"budget": Ranks({"head": 99})},
@@ -534,11 +535,55 @@ def test_requests_that_cannot_be_met_say_why(arguments, error, message):
         lambda: Local(rank=0),
         lambda: Iterative(step=0),
         lambda: Iterative(samples=0),
+        lambda: Iterative(step=2.5),
+        lambda: Optimal(samples=0),
+        lambda: Optimal(probes=-1),
+        lambda: Calibration(samples=-3),
+        lambda: Calibration(samples=0),
+        lambda: Calibration(samples=2.5),
+        lambda: Calibration(batch_size=0),
+        lambda: Calibration(memory=0),
+        lambda: Latency(0.5, batch=1.5),
+        lambda: Local(fraction=0.5, rank=3),
+        lambda: Local(rank=2.5),
+        lambda: Flops("0.5"),
+        lambda: Params("0.5"),
+        lambda: Params(True),
+        lambda: Ranks({"a": True}),
+        lambda: Ranks({"a": 2.5}),
+        lambda: Ranks({"a": torch.tensor(True)}),
+        lambda: Ranks({"a": torch.tensor([1, 2])}),
+        lambda: Multiples(True),
     ],
 )
 def test_values_out_of_range_are_refused_where_they_are_made(wrong):
-    with pytest.raises(ValueError, match=r"got|in"):
+    with pytest.raises(ValueError, match=r"got|in") as caught:
         wrong()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        Ranks({"0": np.int64(5)}),
+        Ranks({"0": torch.tensor(5)}),
+        Params(np.float32(0.5)),
+        Params(torch.tensor(0.5)),
+        [Params(0.5), Multiples(np.int32(2))],
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize(
+    "rule", ["optimal", Local(fraction=np.float32(0.2)), Optimal(probes=torch.tensor(2))], ids=repr
+)
+def test_numbers_of_numpy_and_torch_go_into_a_plans_file(budget, rule, tmp_path):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(16, 16)), torch.randn(64, 16)
+    made = plan(net, budget, "project", x, rule=rule, calibration=Calibration(samples=np.int64(32)))
+    made.save(tmp_path / "plan.json")
+    again = Plan.load(tmp_path / "plan.json")
+    assert again.budgets == made.budgets
+    assert again.calibration == made.calibration
 
 
 @given(budgets)
