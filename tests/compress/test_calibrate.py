@@ -276,6 +276,24 @@ def test_fewer_rows_than_the_rank_are_told():
     assert made["0"].note == "rank 5 was fitted to only 3 rows of data: give more samples"
 
 
+@pytest.mark.parametrize("samples", [1, 3, 12])
+@pytest.mark.parametrize("method", ["project", "sequential"])
+def test_a_plan_counts_every_layer_that_was_fitted_to_too_few_samples(samples, method, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(*(layer for _ in range(3) for layer in (nn.Linear(24, 24), nn.Tanh())))
+    known = rf.profile(net, torch.randn(samples, 24), method=method)
+    made = known.plan(Ranks({"0": 14, "2": 14, "4": 14}))
+    (told,) = (note for note in made.notes if "too few samples" in note)
+    assert told.startswith("too few samples for 3 of 3 layers (0, 2, 4)")
+    assert all(entry.few for entry in made.entries)
+    assert not any("without data" in entry.note and "was fitted to" in entry.note for entry in made.entries)
+    if method == "project":
+        known.save(tmp_path / "profile")
+        assert rf.Profile.load(tmp_path / "profile", net).plan(made.budgets).notes == made.notes
+    made.save(tmp_path / "plan.json")
+    assert rf.Plan.load(tmp_path / "plan.json").entries == made.entries
+
+
 class PositionsFirst(nn.Module):
     """An encoder in either order of its axes, of samples first."""
 

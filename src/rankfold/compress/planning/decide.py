@@ -16,7 +16,7 @@ from rankfold.compress.effect import effects
 from rankfold.compress.layerwise.rounds import fit
 from rankfold.compress.methods.method import fits_layers
 from rankfold.compress.planning.candidates import Candidate, options
-from rankfold.compress.planning.entries import after_of, entries_of, notes_of
+from rankfold.compress.planning.entries import after_of, entries_of, is_silent, notes_of, unpriced
 from rankfold.compress.planning.forecast import SEEN, UNSEEN
 from rankfold.compress.planning.lawful import check_picked, check_summed
 from rankfold.compress.planning.obstacle import obstacle
@@ -306,6 +306,7 @@ class _Asked:
     def write(self, choices: Choices, picked: Mapping[str, Option], notes: Sequence[str] = ()) -> Plan:
         known = self.known
         entries = entries_of(known, choices, picked, multiple_of(self.budgets))
+        entries = unpriced(known, entries) if self.unit else entries
         after = after_of(known, entries)
         check_summed([each for each in self.asked if not isinstance(each, Latency)], known.cost, after)
         calibration = {"data": known.calibration.name, "samples": known.samples, "rule": described(self.rule)}
@@ -338,6 +339,8 @@ def _either(known: Profile, entries: Sequence[Entry]) -> dict[str, float]:
         name = "+".join(entry.members) if entry.members else entry.site
         candidate = None if entry.form is Form.KEEP else known.candidate(name, entry.form)
         if candidate is None or (entry.members and entry.site != entry.members[0]):
+            continue
+        if is_silent(known, known.sites[entry.site]):
             continue
         if candidate.forecast is None or not candidate.decomposition.comparable:
             return {}
