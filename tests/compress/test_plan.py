@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 from networks import network
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.plan import Entry, Plan, statistics_path
@@ -24,10 +26,12 @@ from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.planning.profiling import profile
 from rankfold.compress.ranks.asked import parse_budget
-from rankfold.compress.ranks.budget import Bytes, Flops, KeepEnergy, Latency, Multiples, Params, Ranks
+from rankfold.compress.ranks.budget import Bytes, Flops, KeepEnergy, Latency, Multiples, OfSites, Params, Ranks
 from rankfold.compress.ranks.options import BudgetError
 from rankfold.compress.ranks.rules import Global, Iterative, Local, Optimal, rule_named
 from rankfold.costs import Cost, model_cost
+from rankfold.pipeline import Settings, compress
+from rankfold.pipeline.quality.smallest import smallest
 from rankfold.sites import Form, fingerprint, sites
 
 # ---- as text ---------------------------------------------------------------------------------------------------------
@@ -584,6 +588,66 @@ def test_numbers_of_numpy_and_torch_go_into_a_plans_file(budget, rule, tmp_path)
     again = Plan.load(tmp_path / "plan.json")
     assert again.budgets == made.budgets
     assert again.calibration == made.calibration
+
+
+class Later(Exception):
+    """Something was measured."""
+
+
+@pytest.mark.parametrize(
+    ("budget", "rest", "told"),
+    [
+        (OfSites(), {}, "does not say how small"),
+        ([OfSites(), "latency=0.5"], {}, "latency is always that of the whole model"),
+        (Ranks({"0": 999}), {}, "rank 999 was asked for; possible ranks are 1 to 16"),
+        ([Ranks({"0": 3}), Ranks({"1": 4})], {}, "fixed ranks were given more than once"),
+        (Ranks({"nothing": 3}), {}, "a rank was given for a layer 'nothing'"),
+        ("params=0.5", {"rule": "iterative", "method": "sequential"}, "the iterative rule cannot choose them"),
+    ],
+)
+@pytest.mark.parametrize("way", ["plan", "compress"])
+def test_what_cannot_be_asked_is_refused_before_anything_is_measured(way, budget, rest, told, monkeypatch):
+    def measured(*_, **__):
+        raise Later
+
+    for name in ("calibrate", "decompose"):
+        monkeypatch.setattr(f"rankfold.compress.planning.profiling.{name}", measured)
+    net, x = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4)), torch.randn(64, 16)
+    data = (x, x[:, :4].argmax(1))
+    ways = {
+        "plan": lambda: plan(net, budget, data=x, **rest),
+        "compress": lambda: compress(net, (data, data), budget, settings=Settings(**rest)),
+    }
+    with pytest.raises(ValueError, match=told):
+        ways[way]()
+    with pytest.raises(Later):
+        plan(net, Ranks({"0": 3}), data=x)
+
+
+def test_a_figure_that_the_data_do_not_give_is_named_before_anything_is_measured(monkeypatch):
+    def measured(*_, **__):
+        raise Later
+
+    monkeypatch.setattr("rankfold.compress.planning.profiling.calibrate", measured)
+    net, x = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4)), torch.randn(64, 16)
+    data = SimpleNamespace(train=(x, x[:, :4].argmax(1)), validation=(x, x[:, :4].argmax(1)))
+    with pytest.raises(BudgetError, match="'kl' was not measured: there are accuracy"):
+        smallest(net, data, "kl=0.1")
+    with pytest.raises(BudgetError, match="'kl' was not measured: there are accuracy"):
+        compress(net, data, settings=Settings(max_drop="kl=0.1"))
+
+
+def test_what_is_drawn_next_is_what_it_was():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(64, 16)
+    pairs, own = TensorDataset(x, net(x).argmax(1)), torch.Generator().manual_seed(3)
+    loader = DataLoader(pairs, batch_size=16, shuffle=True, generator=own)
+    before = torch.get_rng_state(), own.get_state()
+    for data in (pairs, loader, DataLoader(pairs, shuffle=True, batch_size=16)):
+        profile(net, data).plan("params=0.8")
+        smallest(net, SimpleNamespace(train=data, validation=data), 20)
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert torch.equal(own.get_state(), before[1])
 
 
 @given(budgets)

@@ -34,6 +34,7 @@ from rankfold.sites import (
     SiteList,
     opened,
 )
+from rankfold.train.feed import undrawn
 
 T = TypeVar("T")
 
@@ -176,7 +177,7 @@ class Profile:
         """
         from rankfold.compress.planning.decide import decide
 
-        with as_found(self.model):
+        with as_found(self.model), undrawn(self.data):
             return decide(self if progress is None else replace(self, tell=progress), budget, rule)
 
     def once(self, what: Hashable, make: Callable[[], T]) -> T:

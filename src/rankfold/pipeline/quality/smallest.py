@@ -18,10 +18,12 @@ from rankfold.compress.methods.method import fits_layers
 from rankfold.compress.planning.plan import Plan, decisions
 from rankfold.compress.planning.profile import Calibration, Profile
 from rankfold.compress.planning.profiling import profile as measured
+from rankfold.compress.planning.profiling import profiled
+from rankfold.compress.planning.reachable import refused_early
 from rankfold.compress.ranks.asked import parsed
 from rankfold.compress.ranks.budget import Budget, Multiples
 from rankfold.compress.ranks.options import BudgetError
-from rankfold.compress.ranks.rules import RankRule
+from rankfold.compress.ranks.rules import RankRule, rule_named
 from rankfold.compress.repair.batchnorm import Reference, reestimate_
 from rankfold.linalg.brief import brief
 from rankfold.objectives import Figure, Figures, Objective
@@ -29,7 +31,7 @@ from rankfold.observe.apart import separable
 from rankfold.pipeline.compression.outcome.measure import calibration_part
 from rankfold.pipeline.compression.repair import compressed_copy
 from rankfold.pipeline.quality.halves import Half, Halves, halves
-from rankfold.pipeline.quality.interval import Fall, fall
+from rankfold.pipeline.quality.interval import Fall, check_figure, fall
 from rankfold.pipeline.quality.search import ROUNDING, Tried, larger_by_steps, search
 from rankfold.pipeline.quality.value import MaxDrop, Quality
 from rankfold.run.disk.files import write_atomically
@@ -119,15 +121,33 @@ def smallest(
     """
     asked = MaxDrop.of(max_drop, by)
     data = parts_of(data)
+    with feed.undrawn(data.train, data.validation):
+        return _hunt(model, data, asked, parsed(budget) if budget else (), rule, profile, seed, progress).found()
+
+
+def _hunt(
+    model: nn.Module,
+    data: Any,
+    asked: MaxDrop,
+    budgets: tuple[Budget, ...],
+    rule: str | RankRule,
+    profile: Profile | None,
+    seed: int,
+    progress: Callable[[str, int, int], None] | None,
+) -> Hunt:
+    """What is refused without a profile is refused before there is one."""
     parts = halves(data.validation, seed)
     chosen = None if profile is None else profile.objective
     objective = choose(model, data.validation, chosen or getattr(data, "objective", None), role="validation").objective
     calibration = calibration_part(data.train, 2048, seed) if profile is None or profile.data is None else profile.data
     tell = Tell() if progress is None else Tell(progress)
+    check_figure(model, asked, objective, parts)
     if profile is None:
-        profile = measured(model, calibration, objective=objective, progress=progress)
-    found = Hunt(model, profile, asked, parsed(budget) if budget else (), rule, calibration, parts, objective, tell)
-    return found.found()
+        check = refused_early(budgets, rule_named(rule), (asked.budget(0.5),))
+        profile = profiled(
+            model, calibration, method="project", objective=objective, progress=progress, check=check,
+        )  # fmt: skip
+    return Hunt(model, profile, asked, budgets, rule, calibration, parts, objective, tell)
 
 
 @dataclass(frozen=True, eq=False)
