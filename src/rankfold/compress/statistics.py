@@ -57,7 +57,8 @@ def calibrate(
     ``rankfold.compress.metric``; 0 for none), of the answers of ``objective``; None: every floating output. Of a
     language model, unless ``tokenwise`` is off, the token metric (``rankfold.compress.tokens``) and no new biases.
     What ``attention_mask`` leaves out counts nowhere. Cost: the
-    forward passes, one backward pass for the metrics, and d² for each row at each site, d its ``side``. Raises
+    forward passes and some of a few samples, one backward pass for the metrics, and d² for each row at each site, d its
+    ``side``. Raises
     ``ValueError`` for empty data, for a site whose weights or activations are not finite, and for moments that would
     not fit into memory. Hooks, mode and gradients are left as found. With a ``team`` every process takes its share of
     the batches and ends with the statistics of all.
