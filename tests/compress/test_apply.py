@@ -3,6 +3,7 @@
 import copy
 import warnings
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -306,6 +307,46 @@ class Chain(nn.Module):
 class Scale(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return (2 * torch.relu(x)) + 1
+
+
+class Past(nn.Module):
+    """A layer and a BatchNorm, and something else that reads the layer's output or not."""
+
+    def __init__(self, reader: str) -> None:
+        super().__init__()
+        self.reader, self.a, self.bn = reader, nn.Linear(12, 12, bias=False), nn.BatchNorm1d(12)
+        self.c, self.d = nn.Linear(12, 4), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.a(x)
+        z = torch.relu(self.bn(y))
+        if self.reader == "a sum":
+            return self.c(z + y)
+        if self.reader == "another layer":
+            return self.c(z) + self.d(y)
+        if self.reader == "an output":
+            return self.c(z), y
+        if self.reader == "joined channels":
+            return self.c(z) + torch.cat([z, y], 1).sum(1, keepdim=True)
+        return self.c(z) + y.shape[1] if self.reader == "its shape" else self.c(z)
+
+
+@pytest.mark.parametrize("reader", ["nothing", "its shape", "a sum", "another layer", "an output", "joined channels"])
+def test_a_batch_norm_takes_the_bias_only_where_nothing_else_reads_the_output(reader):
+    torch.manual_seed(0)
+    model, x = Past(reader), torch.randn(256, 12) + 3 * torch.randn(12)
+    for _ in range(30):
+        model(x)
+    statistics = calibrate(model.eval(), [x], sites(model))
+    alone = reader in ("nothing", "its shape")
+    assert statistics.sites["a"].absorber == ("bn" if alone else None)
+    made = plan(model, Ranks({"a": 4}), "project", x, objective="teacher")
+    small = apply_(copy.deepcopy(model), made)
+    biased = copy.deepcopy(model)  # the same function
+    biased.a.bias = nn.Parameter(torch.zeros(12))
+    twin = apply_(biased, plan(biased, Ranks({"a": 4}), "project", x, objective="teacher"))
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), twin(x), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -276,6 +276,68 @@ def test_fewer_rows_than_the_rank_are_told():
     assert made["0"].note == "rank 5 was fitted to only 3 rows of data: give more samples"
 
 
+@pytest.mark.parametrize("samples", [1, 3, 12])
+@pytest.mark.parametrize("method", ["project", "sequential"])
+def test_a_plan_counts_every_layer_that_was_fitted_to_too_few_samples(samples, method, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(*(layer for _ in range(3) for layer in (nn.Linear(24, 24), nn.Tanh())))
+    known = rf.profile(net, torch.randn(samples, 24), method=method)
+    made = known.plan(Ranks({"0": 14, "2": 14, "4": 14}))
+    (told,) = (note for note in made.notes if "too few samples" in note)
+    assert told.startswith("too few samples for 3 of 3 layers (0, 2, 4)")
+    assert all(entry.few for entry in made.entries)
+    assert not any("without data" in entry.note and "was fitted to" in entry.note for entry in made.entries)
+    if method == "project":
+        known.save(tmp_path / "profile")
+        assert rf.Profile.load(tmp_path / "profile", net).plan(made.budgets).notes == made.notes
+    made.save(tmp_path / "plan.json")
+    assert rf.Plan.load(tmp_path / "plan.json").entries == made.entries
+
+
+class PositionsFirst(nn.Module):
+    """An encoder in either order of its axes, of samples first."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.first = first
+        self.block = nn.TransformerEncoderLayer(16, 2, 24, dropout=0.0, batch_first=not first)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.block(x.transpose(0, 1)).mean(0) if self.first else self.block(x).mean(1))
+
+
+def test_samples_that_are_held_back_are_held_back_whatever_the_order_of_the_axes():
+    torch.manual_seed(0)
+    x = torch.randn(30, 1, 16) + 0.3 * torch.randn(30, 7, 16)
+    nets = PositionsFirst(False).eval(), PositionsFirst(True).eval()
+    nets[1].load_state_dict(nets[0].state_dict())
+    usual, first = (calibrate(net, [x], sites(net)).sites for net in nets)
+    for name, known in usual.items():
+        torch.testing.assert_close(first[name].parts[1].gram, known.parts[1].gram, rtol=1e-4, atol=1e-4)
+    attention = nets[1].block.self_attn
+    held = F.linear(x[3::4].flatten(0, 1), attention.in_proj_weight[:16]).double()  # of 30 samples every fourth
+    found = first["block.self_attn.q_proj"].parts[1].gram
+    torch.testing.assert_close(found, (held.mT @ held).detach(), rtol=1e-4, atol=1e-4)
+
+
+def test_padding_counts_nowhere_whatever_the_order_of_the_axes():
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 6)
+
+        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+            return (self.a(x.transpose(0, 1)).transpose(0, 1) * attention_mask.unsqueeze(-1)).mean(1)
+
+    torch.manual_seed(0)
+    x, mask = torch.randn(8, 8, 4), torch.arange(8).expand(8, -1) < torch.arange(1, 9).unsqueeze(1)
+    net = Masked().eval()
+    moments = calibrate(net, [{"x": x, "attention_mask": mask}], sites(net)).sites["a"].moments
+    rows = x[mask].double()
+    torch.testing.assert_close(moments.gram, rows.mT @ rows)
+
+
 class WritesInPlace(nn.Module):
     """A state that is written to as the steps go, as some recurrent language models do."""
 

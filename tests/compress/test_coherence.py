@@ -171,6 +171,22 @@ def test_a_group_has_what_its_members_have() -> None:
     assert POSITIONS / 1.5 < float(ratio[1]) < POSITIONS * 1.5
 
 
+@pytest.mark.parametrize("positions", [POSITIONS, 16, 32])  # also multiples of the samples that are taken at once
+def test_it_is_the_same_where_positions_come_first(positions: int) -> None:
+    class First(Pooled):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.tanh(self.a(x.transpose(0, 1)))).mean(0)
+
+    torch.manual_seed(0)
+    x = (torch.randn(128, 1, 8) + 0.1 * torch.randn(128, positions, 8)).contiguous()
+    usual, first = Pooled().eval(), First().eval()
+    first.load_state_dict(usual.state_dict())
+    plans = [rf.plan(net, rf.Ranks({"a": 4, "b": 2}), data=x, objective="teacher") for net in (usual, first)]
+    assert plans[1].forecast == pytest.approx(plans[0].forecast, rel=1e-4)
+    small = rf.apply_(copy.deepcopy(first), plans[1])
+    assert plans[1].forecast == pytest.approx(rf.evaluate(small, x, objective=Moved(), teacher=first).loss, rel=0.5)
+
+
 def test_where_the_first_axis_is_no_sample_the_sum_is_over_all() -> None:
     class Late(nn.Module):
         """Time first inside, so that a sample is not a part of the layer's output."""

@@ -89,6 +89,25 @@ def test_layers_tried_one_by_one_are_forecast_in_the_unit_of_the_trial(
     assert rf.Profile.load(tmp_path / "profile", model, data).plan("params=0.7", rule).total == plan.total
 
 
+@pytest.mark.parametrize("method", ["project", "truncate"])
+def test_a_layer_that_is_never_called_is_no_change_of_the_outputs(method) -> None:
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.idle, self.c = nn.Linear(24, 24), nn.Linear(30, 30), nn.Linear(24, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.c(torch.tanh(self.a(x)))
+
+    torch.manual_seed(0)
+    net, x = Idle().eval(), torch.randn(512, 24)
+    made = rf.plan(net, rf.Ranks({"a": 9, "idle": 5}), method, x)
+    without = rf.plan(net, rf.Ranks({"a": 9}), method, x)
+    assert made["idle"].rank == 5
+    assert made.forecast == pytest.approx(without.forecast)
+    assert (made.total.seen, made.total.unseen) == (without.total.seen, without.total.unseen)
+
+
 def test_where_there_is_none_it_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     model, data = case("regression")
     blind = rf.plan(model, "params=0.7", "truncate", example=data[0][:1])

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from networks import network
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.plan import Entry, Plan, statistics_path
@@ -23,10 +26,12 @@ from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.planning.profiling import profile
 from rankfold.compress.ranks.asked import parse_budget
-from rankfold.compress.ranks.budget import Bytes, Flops, KeepEnergy, Latency, Params, Ranks
+from rankfold.compress.ranks.budget import Bytes, Flops, KeepEnergy, Latency, Multiples, OfSites, Params, Ranks
 from rankfold.compress.ranks.options import BudgetError
 from rankfold.compress.ranks.rules import Global, Iterative, Local, Optimal, rule_named
 from rankfold.costs import Cost, model_cost
+from rankfold.pipeline import Settings, compress
+from rankfold.pipeline.quality.smallest import smallest
 from rankfold.sites import Form, fingerprint, sites
 
 # ---- as text ---------------------------------------------------------------------------------------------------------
@@ -487,7 +492,7 @@ def test_the_smallest_budget_that_can_be_reached_is_told(kind):
         ({"budget": "flops=50%"}, ValueError, r"write 0\.5 for 50 %"),
         ({"budget": "flops=half"}, ValueError, r"budget 'flops=half': 'half' is not a number"),
         ({"budget": "flops=0.5@3"}, ValueError, "not understood"),
-        ({"budget": "latency=0.5@0"}, ValueError, "batch of at least 1"),
+        ({"budget": "latency=0.5@0"}, ValueError, "the batch of a latency must be"),
         ({"budget": Ranks({"headd": 3})}, ValueError, r"a rank was given for a layer 'headd': there is no site"),
         (
             {"budget": Ranks({"head": 99})},
@@ -534,11 +539,115 @@ def test_requests_that_cannot_be_met_say_why(arguments, error, message):
         lambda: Local(rank=0),
         lambda: Iterative(step=0),
         lambda: Iterative(samples=0),
+        lambda: Iterative(step=2.5),
+        lambda: Optimal(samples=0),
+        lambda: Optimal(probes=-1),
+        lambda: Calibration(samples=-3),
+        lambda: Calibration(samples=0),
+        lambda: Calibration(samples=2.5),
+        lambda: Calibration(batch_size=0),
+        lambda: Calibration(memory=0),
+        lambda: Latency(0.5, batch=1.5),
+        lambda: Local(fraction=0.5, rank=3),
+        lambda: Local(rank=2.5),
+        lambda: Flops("0.5"),
+        lambda: Params("0.5"),
+        lambda: Params(True),
+        lambda: Ranks({"a": True}),
+        lambda: Ranks({"a": 2.5}),
+        lambda: Ranks({"a": torch.tensor(True)}),
+        lambda: Ranks({"a": torch.tensor([1, 2])}),
+        lambda: Multiples(True),
     ],
 )
 def test_values_out_of_range_are_refused_where_they_are_made(wrong):
-    with pytest.raises(ValueError, match=r"got|in"):
+    with pytest.raises(ValueError, match=r"got|in") as caught:
         wrong()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "budget",
+    [
+        Ranks({"0": np.int64(5)}),
+        Ranks({"0": torch.tensor(5)}),
+        Params(np.float32(0.5)),
+        Params(torch.tensor(0.5)),
+        [Params(0.5), Multiples(np.int32(2))],
+    ],
+    ids=repr,
+)
+@pytest.mark.parametrize(
+    "rule", ["optimal", Local(fraction=np.float32(0.2)), Optimal(probes=torch.tensor(2))], ids=repr
+)
+def test_numbers_of_numpy_and_torch_go_into_a_plans_file(budget, rule, tmp_path):
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(16, 16)), torch.randn(64, 16)
+    made = plan(net, budget, "project", x, rule=rule, calibration=Calibration(samples=np.int64(32)))
+    made.save(tmp_path / "plan.json")
+    again = Plan.load(tmp_path / "plan.json")
+    assert again.budgets == made.budgets
+    assert again.calibration == made.calibration
+
+
+class Later(Exception):
+    """Something was measured."""
+
+
+@pytest.mark.parametrize(
+    ("budget", "rest", "told"),
+    [
+        (OfSites(), {}, "does not say how small"),
+        ([OfSites(), "latency=0.5"], {}, "latency is always that of the whole model"),
+        (Ranks({"0": 999}), {}, "rank 999 was asked for; possible ranks are 1 to 16"),
+        ([Ranks({"0": 3}), Ranks({"1": 4})], {}, "fixed ranks were given more than once"),
+        (Ranks({"nothing": 3}), {}, "a rank was given for a layer 'nothing'"),
+        ("params=0.5", {"rule": "iterative", "method": "sequential"}, "the iterative rule cannot choose them"),
+    ],
+)
+@pytest.mark.parametrize("way", ["plan", "compress"])
+def test_what_cannot_be_asked_is_refused_before_anything_is_measured(way, budget, rest, told, monkeypatch):
+    def measured(*_, **__):
+        raise Later
+
+    for name in ("calibrate", "decompose"):
+        monkeypatch.setattr(f"rankfold.compress.planning.profiling.{name}", measured)
+    net, x = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4)), torch.randn(64, 16)
+    data = (x, x[:, :4].argmax(1))
+    ways = {
+        "plan": lambda: plan(net, budget, data=x, **rest),
+        "compress": lambda: compress(net, (data, data), budget, settings=Settings(**rest)),
+    }
+    with pytest.raises(ValueError, match=told):
+        ways[way]()
+    with pytest.raises(Later):
+        plan(net, Ranks({"0": 3}), data=x)
+
+
+def test_a_figure_that_the_data_do_not_give_is_named_before_anything_is_measured(monkeypatch):
+    def measured(*_, **__):
+        raise Later
+
+    monkeypatch.setattr("rankfold.compress.planning.profiling.calibrate", measured)
+    net, x = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 4)), torch.randn(64, 16)
+    data = SimpleNamespace(train=(x, x[:, :4].argmax(1)), validation=(x, x[:, :4].argmax(1)))
+    with pytest.raises(BudgetError, match="'kl' was not measured: there are accuracy"):
+        smallest(net, data, "kl=0.1")
+    with pytest.raises(BudgetError, match="'kl' was not measured: there are accuracy"):
+        compress(net, data, settings=Settings(max_drop="kl=0.1"))
+
+
+def test_what_is_drawn_next_is_what_it_was():
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)), torch.randn(64, 16)
+    pairs, own = TensorDataset(x, net(x).argmax(1)), torch.Generator().manual_seed(3)
+    loader = DataLoader(pairs, batch_size=16, shuffle=True, generator=own)
+    before = torch.get_rng_state(), own.get_state()
+    for data in (pairs, loader, DataLoader(pairs, shuffle=True, batch_size=16)):
+        profile(net, data).plan("params=0.8")
+        smallest(net, SimpleNamespace(train=data, validation=data), 20)
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert torch.equal(own.get_state(), before[1])
 
 
 @given(budgets)

@@ -394,9 +394,77 @@ def test_an_interval_beyond_the_limit_is_told_with_what_would_tell() -> None:
     near = judged(0.049, (0.0466, 0.0515), 0.05, Figure("change", 0.0, higher=False))
     assert near.caution.endswith("beyond the 0.05 allowed: asking for 0.0475 (--max-drop) makes 0.05 all but sure")
     assert "nothing is lost" in judged(0.0, (-0.01, 0.01), 0.0).caution
-    for sure in (judged(0.002, (-0.003, 0.007)), judged(0.002, None)):
-        assert sure.caution == ""
-        assert "caution" not in sure.to_dict()
+    sure = judged(0.002, (-0.003, 0.007))
+    assert sure.caution == ""
+    assert "caution" not in sure.to_dict()
+    assert judged(0.002, None).caution == (
+        "nothing says how much the drop may be due to chance: the 500 samples judged are too few, or come in batches "
+        "that cannot be cut: give more validation samples, in more batches"
+    )
+
+
+@pytest.mark.parametrize("form", ["one batch", "two batches", "loader", "mapping", "tensors"])
+def test_the_form_of_the_batches_takes_no_interval_away(form: str) -> None:
+    network, calibration, known, _ = measured(0)
+    part = digits().validation
+    x, y = part.normalize(part.inputs), part.labels
+    half = len(x) // 2
+    validation: Any = {
+        "one batch": [(x, y)],
+        "two batches": [(x[:half], y[:half]), (x[half:], y[half:])],
+        "loader": DataLoader(TensorDataset(x, y), batch_size=1000),
+        "mapping": {"input": x, "labels": y},
+        "tensors": (x, y),
+    }[form]
+    parts = halves(validation, 0)
+    made = Hunt(network, known, MaxDrop(4), (), "optimal", calibration, parts, rf.Classification(), Tell())
+    found = made.fallen(made.before, made.sums(made.built(known.plan("flops=0.4"), known), parts.search))
+    assert found.interval is not None
+    assert 16 <= len(made.before) <= 64
+
+
+def test_batches_of_a_network_that_compares_its_samples_stay_whole() -> None:
+    class Contrast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(64, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            scores = self.a(x.flatten(1))
+            return scores - scores.mean(0)
+
+    torch.manual_seed(0)
+    net, part = Contrast().eval(), digits().validation
+    x, y = part.normalize(part.inputs), part.labels
+    known = rf.profile(net, x)
+    parts = halves([(x, y)], 0)
+    made = Hunt(net, known, MaxDrop(4), (), "optimal", x, parts, rf.Classification(), Tell())
+    assert len(made.before) == 1
+
+
+@pytest.mark.parametrize("method", ["project", "sequential"])
+def test_repair_reads_no_more_samples_than_were_asked_for(method: str) -> None:
+    class Watched(torch.utils.data.Dataset):
+        read = 0
+
+        def __len__(self) -> int:
+            return len(train.inputs)
+
+        def __getitem__(self, index: int) -> Any:
+            Watched.read += 1
+            return x[index], train.labels[index]
+
+    train = digits().train
+    x = train.normalize(train.inputs)
+    network, data = copy.deepcopy(learned()), Watched()
+    known = rf.profile(network, data, method=method, calibration=rf.Calibration(64), objective="classification")
+    searching = Hunt(
+        network, known, MaxDrop(4), (), "optimal", data, halves(digits().validation, 0), rf.Classification(), Tell()
+    )
+    plan = known.plan("flops=0.5")
+    Watched.read = 0
+    searching.built(plan, known)
+    assert 0 < Watched.read <= 128  # batches are as large as they are
 
 
 def test_what_is_no_worse_is_told_in_the_direction_that_it_moved() -> None:

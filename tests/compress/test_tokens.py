@@ -20,6 +20,7 @@ from rankfold.compress.statistics import calibrate
 from rankfold.compress.tokens import moment_for, slope_of, token_metrics
 from rankfold.linalg import Moments, project
 from rankfold.observe import Samples
+from rankfold.observe.apart import Apart
 from rankfold.sites import sites
 
 LM = rf.CausalLanguageModel()
@@ -286,6 +287,7 @@ def test_metrics_in_passing_are_those_of_a_pass_of_their_own(enough, monkeypatch
     model.register_forward_hook(lambda *_: calls.append(1))
     for place in ("compress.statistics", "compress.tokens"):  # it runs the model once
         monkeypatch.setattr(f"rankfold.{place}.layout_for", lambda *_: torch.contiguous_format)
+    monkeypatch.setattr("rankfold.compress.statistics.apart", lambda *_: Apart(True, {}))  # twice, on a few samples
     found = calibrate(model, data, sites(model), objective=LM)
     assert len(calls) == len(data)
     assert apart.fisher.keys() == {name for name, each in found.sites.items() if each.metric is not None}

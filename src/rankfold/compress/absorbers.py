@@ -1,15 +1,28 @@
-"""Which BatchNorm takes a layer's output with nothing in between, so that it can carry a change of the layer's bias."""
+"""Which BatchNorm takes a layer's output with nothing in between, and alone, so that it can carry a change of its bias.
+
+That nothing else reads the output (a connection past the BatchNorm, a list of features) is tried: with the layer's
+output and the BatchNorm's running mean shifted alike, the network must give what it gave.
+"""
 
 from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from rankfold.observe import before, first_of
+from rankfold.batches import divisible, evaluating, samples_of, tensors_in
+from rankfold.observe import after, before, first_of
+
+_FEW = 8  # samples on which it is tried
+_SAME = 1e-3  # of the largest output: rounding, where a mean is moved by about its own size
+
+Pair = tuple[str, str]  # a layer and the BatchNorm behind it
 
 
 class Absorbers:
@@ -21,7 +34,9 @@ class Absorbers:
     def __init__(self) -> None:
         self._outputs: dict[int, tuple[weakref.ref[Tensor], int, str]] = {}
         self._calls: Counter[str] = Counter()
-        self._pairs: Counter[tuple[str, str]] = Counter()
+        self._pairs: Counter[Pair] = Counter()
+        self._modules: dict[str, nn.Module] = {}
+        self._given: Any = None  # a few samples as the model was called with them
 
     def produced(self, site: str, output: Tensor) -> None:
         self._calls[site] += 1
@@ -37,11 +52,15 @@ class Absorbers:
 
     @contextmanager
     def watching(self, modules: Iterable[tuple[str, nn.Module]]) -> Iterator[None]:
-        """Call ``taken`` at every BatchNorm among named ``modules`` that has running statistics, within the block."""
+        """Call ``taken`` at every BatchNorm that has running statistics, within the block. ``modules``: all of a model
+        by their names, the model itself first."""
+        self._modules = dict(modules)
         norms: dict[nn.Module, Callable[..., None]] = {
-            module: self._hook(path) for path, module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)
+            module: self._hook(path)
+            for path, module in self._modules.items()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm)
         }
-        with before(None, norms):
+        with before(None, norms), before(None, {self._modules[""]: self._begun}, first=True):
             yield
 
     def _hook(self, path: str) -> Callable[..., None]:
@@ -51,9 +70,75 @@ class Absorbers:
 
         return hook
 
+    def _begun(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if self._given is None:
+            self._given = _few(args, kwargs)
+
     def of(self, site: str) -> str | None:
-        """The BatchNorm that took every output of ``site``, and nothing else; None if there is none."""
-        for (source, norm), count in self._pairs.items():
-            if source == site and count == self._calls[site] == self._calls[norm]:
-                return norm
-        return None
+        """The BatchNorm that took every output of ``site``, and nothing else, and that alone reads it; None if there is
+        none. Cost: once for all sites two passes of a few samples, and more where outputs are read elsewhere."""
+        return self._alone.get(site)
+
+    @cached_property
+    def _alone(self) -> dict[str, str]:
+        pairs = [
+            (site, norm)
+            for (site, norm), count in self._pairs.items()
+            if count == self._calls[site] == self._calls[norm]
+        ]
+        if not pairs or self._given is None:
+            return {}
+        with suppress(RuntimeError, ValueError, TypeError, IndexError), evaluating(self._modules[""]):
+            return dict(self._unread(pairs, self._outputs_with(())))
+        return {}  # a model of a fixed batch
+
+    def _unread(self, pairs: Sequence[Pair], usual: list[Tensor]) -> list[Pair]:
+        """Those of the pairs between which nothing else reads."""
+        if _alike(usual, self._outputs_with(pairs)):
+            return list(pairs)
+        half = len(pairs) // 2
+        return [each for part in (pairs[:half], pairs[half:]) if half for each in self._unread(part, usual)]
+
+    def _outputs_with(self, pairs: Sequence[Pair]) -> list[Tensor]:
+        """What the model gives where what is handed on between the layers and BatchNorms of ``pairs`` is shifted."""
+        args, kwargs = self._given
+        with ExitStack() as stack:
+            for number, (site, norm) in enumerate(pairs):
+                stack.enter_context(_shifted(self._modules[site], self._modules[norm], number))
+            output = self._modules[""](*args, **kwargs)
+        return [tensor.detach().clone() for tensor in tensors_in(output)]
+
+
+def _few(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    size = next((tensor.shape[0] for tensor in tensors_in((args, kwargs)) if tensor.dim()), 0)
+    return samples_of((args, kwargs), size, slice(_FEW)) if divisible((args, kwargs), size) else (args, kwargs)
+
+
+@contextmanager
+def _shifted(layer: nn.Module, norm: nn.Module, seed: int) -> Iterator[None]:
+    """The layer's output and the running mean, both further by about what that mean and the deviation are."""
+    mean, deviation = norm.get_buffer("running_mean"), norm.get_buffer("running_var").sqrt()
+    drawn = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed)).to(mean)
+    shift = drawn * (mean.abs() + deviation)
+
+    def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
+        return output + shift.to(output).reshape(-1, *(1,) * (output.dim() - 2))
+
+    norm._buffers["running_mean"] = mean + shift
+    try:
+        with after(None, {layer: hook}):
+            yield
+    finally:
+        norm._buffers["running_mean"] = mean
+
+
+def _alike(usual: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return len(usual) == len(others) and all(
+        a.shape == b.shape and (not a.numel() or bool((a - b).abs().max() <= _rounding(a) * a.abs().max()))
+        for a, b in zip(usual, others, strict=True)
+        if a.is_floating_point()
+    )
+
+
+def _rounding(values: Tensor) -> float:
+    return max(_SAME, 32 * torch.finfo(values.dtype).eps)

@@ -40,7 +40,7 @@ from rankfold.compress.tokens import NUMBERS
 from rankfold.costs import evaluating
 from rankfold.objectives import Answer, Objective
 from rankfold.observe import Samples, after
-from rankfold.observe.passes import separable
+from rankfold.observe.apart import Place, apart
 from rankfold.run.progress import Progress
 from rankfold.sites import Form, Joint, Site, SiteList
 
@@ -146,7 +146,8 @@ def costs_of(
         return {}
     with evaluating(root), torch.no_grad():
         spread = measure_spread(root, seen, objective) if spread is None else spread
-        apart = separable(root, first)
+        names = {candidate.site.name for candidate in candidates}
+        told = apart(root, first, {name: root.get_submodule(name) for name in names})
     if not spread.names:
         return {}
     rows, entries = spread.row_shape
@@ -158,7 +159,7 @@ def costs_of(
         for candidate, rank in part:
             new = layer_of(root, candidate, rank, draft=True)
             trials.setdefault(candidate.site.name, []).append(_Trial(_key(candidate), rank, new))
-        shared = _Shared(trials, apart)
+        shared = _Shared(trials, told.places if told.outputs else {})
         drawn = [_Drawn(shared, _scalar(objective, spread, draw), draw + 1 == draws) for draw in range(draws)]
         sites = SiteList(tuple({candidate.site.name: candidate.site for candidate, _ in part}.values()))
         gathered = Gathering(root, seen, objective, drawn, progress)
@@ -231,10 +232,11 @@ class _Trial:
 
 @dataclass
 class _Shared:
-    """What all draws of one forward pass share. ``apart``: whether the first axis of a tensor are samples."""
+    """What all draws of one forward pass share. ``places``: of the samples in what a layer gives, where these are apart
+    and that is known."""
 
     trials: Mapping[str, Sequence[_Trial]]
-    apart: bool
+    places: Mapping[str, Place]
     calls: dict[str, list[tuple[Any, Any, Tensor]]] = field(default_factory=dict)
     gradients: list[dict[str, list[Tensor]]] = field(default_factory=list)  # of each draw
     samples: int = 0
@@ -261,23 +263,26 @@ class _Shared:
                 continue
             for trial in self.trials.get(name, ()):
                 sums: list[Any] = [0.0] * len(draws)
-                for place, (args, kwargs, output) in enumerate(calls):
+                for index, (args, kwargs, output) in enumerate(calls):
                     moved = trial.layer(*args, **kwargs) - output
                     for draw, found in enumerate(draws):
-                        sums[draw] = sums[draw] + self._summed(found[place].to(moved), moved)
+                        sums[draw] = sums[draw] + self._summed(found[index].to(moved), moved, self.places.get(name))
                 trial.squares.append(torch.stack([each.square() for each in sums]).sum(0).cpu())
         self.calls.clear()
         self.gradients.clear()
 
-    def _summed(self, gradient: Tensor, moved: Tensor) -> Tensor:
+    def _summed(self, gradient: Tensor, moved: Tensor, place: Place | None) -> Tensor:
         """Of each sample the sum over its positions; of all samples together, where they lie in one another: as
         directions of different samples are independent, squares of the two are the same in expectation."""
-        groups = self.samples if self.apart and not len(moved) % self.samples else 1
         precise = torch.promote_types(moved.dtype, torch.float32)
         product = gradient.to(precise) * moved.to(precise)
+        blocks = 0 if place is None else place.blocks(moved.shape, self.samples)
+        if blocks != 1:
+            blocks, groups = (blocks, self.samples) if blocks else (1, 1)
+            return product.reshape(blocks, groups, -1).sum((0, 2), dtype=torch.float64)
         inner = tuple(range(1, product.dim()))  # summed where they lie: no copy, in whatever order of axes
         rows = product.sum(inner, dtype=torch.float64) if inner else product.double()
-        return rows.reshape(groups, -1).sum(1)
+        return rows.reshape(self.samples, -1).sum(1)
 
     def points(self, seen: Samples, divisor: float) -> dict[_Key, list[Point]]:
         """From all processes."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ from rankfold.costs import evaluating
 from rankfold.linalg import Moments, NonFiniteError
 from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.objectives.answer import unpadded
-from rankfold.observe import Samples, after, first_of
+from rankfold.observe import PAGES, Samples, after, first_of
+from rankfold.observe.apart import Place, apart
 from rankfold.observe.passes import held, laid_out, layout_for
 from rankfold.run.processes.memory import give_back
 from rankfold.run.processes.team import Team
@@ -55,7 +57,8 @@ def calibrate(
     ``rankfold.compress.metric``; 0 for none), of the answers of ``objective``; None: every floating output. Of a
     language model, unless ``tokenwise`` is off, the token metric (``rankfold.compress.tokens``) and no new biases.
     What ``attention_mask`` leaves out counts nowhere. Cost: the
-    forward passes, one backward pass for the metrics, and d² for each row at each site, d its ``side``. Raises
+    forward passes and some of a few samples, one backward pass for the metrics, and d² for each row at each site, d its
+    ``side``. Raises
     ``ValueError`` for empty data, for a site whose weights or activations are not finite, and for moments that would
     not fit into memory. Hooks, mode and gradients are left as found. With a ``team`` every process takes its share of
     the batches and ends with the statistics of all.
@@ -150,6 +153,11 @@ def gather(
     spread is measured. ``run``: in place of a forward of the whole model."""
     found, comparable = Gathered(), objective is not None
     back, batch = torch.zeros(0, dtype=torch.bool), None
+    modules = {site.name: root.get_submodule(site.name) for site in sites.reducible}
+    batches = seen.batches()
+    first, places = next(batches, None), dict[str, Place]()
+    if first is not None and not hasattr(root, PAGES):  # such weights are read block by block
+        places = dict(apart(root, first[1], modules).places)
 
     def watch(site: Site) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
@@ -159,8 +167,9 @@ def gather(
                 given = torch.bincount(args[1].flatten(), minlength=site.layer.experts)[: site.layer.experts].cpu()
                 found.tokens[site.name] = found.tokens.get(site.name, torch.zeros_like(given)) + given
             parts = found.moments.setdefault(site.name, {})
-            mask = None if rows.dim() > 2 else unpadded(output, batch)
-            for side, part in _parted(rows, back, mask):
+            place = places.get(site.name, Place())
+            mask = None if rows.dim() > 2 else _counted(output, place, batch)
+            for side, part in _parted(rows, back, place.blocks(output.shape, len(back)), mask):
                 if side not in parts:
                     parts[side] = Moments(rows.shape[-1], groups=rows.shape[0] if rows.dim() == 3 else None)
                 try:
@@ -178,9 +187,9 @@ def gather(
     if run is None:
         layout = layout_for(root, seen.data)
         run = lambda index, batch: forward(root, laid_out(batch, layout))  # noqa: E731
-    every, hooks = seen.held_back, {root.get_submodule(site.name): watch(site) for site in sites.reducible}
+    every, hooks = seen.held_back, {modules[site.name]: watch(site) for site in sites.reducible}
     with found.absorbers.watching(root.named_modules()), after(None, hooks), seen.team.agreed():
-        for index, batch in seen.batches():
+        for index, batch in () if first is None else chain((first,), batches):
             size = size_of(batch)
             back = held(size, found.samples, every)
             found.samples += size
@@ -202,14 +211,23 @@ def gather(
     return found
 
 
-def _parted(rows: Tensor, back: Tensor, mask: Tensor | None = None) -> Iterator[tuple[bool, Tensor]]:
-    """Rows (…, R, d) of a batch in its two parts; each sample has as many rows, one sample after the other. ``mask``
-    (N, length), one for each row: those that are no padding."""
+def _counted(output: Tensor, place: Place, batch: Any) -> Tensor | None:
+    """Which positions of ``output`` are no padding, in the order of its rows; None where the batch does not say."""
+    if place.inner or place.axis not in (0, 1):
+        return None
+    mask = unpadded(output.movedim(place.axis, 0), batch)
+    return None if mask is None else mask.movedim(0, place.axis)
+
+
+def _parted(rows: Tensor, back: Tensor, blocks: int = 1, mask: Tensor | None = None) -> Iterator[tuple[bool, Tensor]]:
+    """Rows (…, R, d) of a batch in its two parts: so many ``blocks`` of all samples, in which each has as many rows,
+    one sample after the other. ``mask`` has one for each row: those that are no padding."""
     if not bool(back.any()) and mask is None:
         yield False, rows
         return
-    each, rest = divmod(rows.shape[-2], max(len(back), 1))
-    sides = back.repeat_interleave(each) if not rest else held(rows.shape[-2], 0, _ROWS)
+    blocks = max(blocks, 1)
+    each, rest = divmod(rows.shape[-2], max(len(back) * blocks, 1))
+    sides = back.repeat_interleave(each).repeat(blocks) if not rest else held(rows.shape[-2], 0, _ROWS)
     counts = torch.ones_like(sides) if mask is None else mask.flatten().bool().cpu()
     for side in (False, True):
         chosen = (sides == side) & counts

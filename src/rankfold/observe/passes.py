@@ -11,14 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import arguments, batches_of, divisible, evaluating, forward, samples_of, size_of
+from rankfold.batches import arguments, batches_of, evaluating, forward, samples_of, size_of
 from rankfold.linalg.brief import brief
-from rankfold.objectives.answer import counting_tensors
+from rankfold.observe.apart import separable
 from rankfold.run.processes.team import Team
 
 # one sample in so many is held back; of few samples more, so that there is something to check on
 _EVERY = ((64, 8), (16, 4), (2, 2))
-_FEW = 8  # samples tell whether they are apart
 
 
 @dataclass(frozen=True)
@@ -110,31 +109,6 @@ def divided(batch: Any, every: int) -> Iterator[tuple[bool, Any]]:
     for side, chosen in ((False, ~back), (True, back)):
         if bool(chosen.any()):
             yield side, samples_of(batch, size, chosen.nonzero().squeeze(1))
-
-
-@torch.no_grad()
-def separable(root: nn.Module, batch: Any) -> bool:
-    """Whether the outputs for some samples of a batch are what they are for these samples alone; not so for models
-    whose first axis is time, for instance. Two forward passes of a few samples in eval mode."""
-    whole_size = size_of(batch)
-    size = min(whole_size, _FEW)
-    if size < 2:
-        return True
-    if not divisible(arguments(batch), whole_size):
-        return False
-    batch = samples_of(batch, whole_size, slice(0, size))
-    half = slice(0, (size + 1) // 2)
-    try:
-        with evaluating(root):
-            whole = [tensor for _, tensor in counting_tensors(forward(root, batch))]
-            part = [tensor for _, tensor in counting_tensors(forward(root, samples_of(batch, size, half)))]
-    except (RuntimeError, ValueError, TypeError, IndexError):  # a model of a fixed batch
-        return False
-    return len(whole) == len(part) and all(
-        a.shape == (size, *b.shape[1:])  # other axes may be samples too, as of CLIP's logits
-        and torch.allclose(a[half].float(), b.float(), rtol=1e-2, atol=1e-3)
-        for a, b in zip(whole, part, strict=True)
-    )
 
 
 def fitting_layout(model: nn.Module, batch: Any) -> torch.memory_format:

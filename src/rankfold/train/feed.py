@@ -1,6 +1,7 @@
 """Data of any kind as batches: shuffled anew in every epoch to train, in order to evaluate."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -99,6 +100,19 @@ def ordered(data: Any, batch_size: int) -> Iterator[Any]:
 
 def _batch(tensors: InMemory, inputs: Tensor, part: Any) -> tuple[Tensor, ...]:
     return (inputs,) if tensors.labels is None else (inputs, tensors.labels[part])
+
+
+@contextmanager
+def undrawn(*data: Any) -> Iterator[None]:
+    """Within the block ``data`` may be read: what torch's generator, and those of the loaders, draw next is afterwards
+    what it was."""
+    kept = [(each, each.get_state()) for part in data for each in Feed(part, 1, None).generators()]
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            for generator, state in kept:
+                generator.set_state(state)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NotRequired
 
 import torch
 from torch import nn
@@ -26,6 +27,7 @@ def write_solved(file: Path, solved: Mapping[str, Solution]) -> None:
             "error": solution.error,
             "certificate": solution.certificate,
             "note": solution.note,
+            "few": solution.few,
             "losses": {form: values.tolist() for form, values in solution.losses.items()},
             "alone": solution.alone is solution.factors,
         }
@@ -42,6 +44,7 @@ class _Solved(TypedDict):
     error: float
     certificate: str
     note: str
+    few: NotRequired[bool]
     losses: dict[str, list[float]]
     alone: bool  # whether the factors of one shot are the factors
 
@@ -62,7 +65,7 @@ def read_solved(file: Path, current: nn.Module, group: Sequence[tuple[Site, Entr
             shot = fitted[site.name] if told["alone"] else fitted.get(site.name + _SHOT)
             solved[site.name] = Solution(
                 fitted[site.name].factors, told["error"], losses, told["certificate"], told["note"],
-                None if shot is None else shot.factors,
+                None if shot is None else shot.factors, told.get("few", False),
             )  # fmt: skip
     except (OSError, *FAULTS):
         return None

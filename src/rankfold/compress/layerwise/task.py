@@ -84,6 +84,7 @@ def unchanged(site: Site, matrix: Tensor, solution: Solution) -> bool:
 def told(entry: Entry, solution: Solution, priced: bool) -> Entry:
     """``priced``: prices of the fit are in the unit of those before."""
     values: dict[str, Any] = {"predicted_error": solution.error, "certificate": solution.certificate}
+    values["few"] = entry.few or solution.few
     if solution.note:
         values["note"] = "; ".join(filter(None, (entry.note, solution.note)))
     if priced and entry.form.decomposed in solution.losses:

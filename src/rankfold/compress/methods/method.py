@@ -97,7 +97,7 @@ class Solution:
     ``error``: of the layer's output against its target, as a fraction of the target's deviation, on the calibration
     data. ``losses``: for every form that was tried the price of rank 0, 1, …, k there. ``certificate``: how well the
     program was solved, in words; ``note``: what a person should know. ``alone``: the factors that the original alone
-    gives, from the same samples, where they were weighed.
+    gives, from the same samples, where they were weighed. ``few``: the samples are too few for this layer.
     """
 
     factors: Factors
@@ -106,6 +106,7 @@ class Solution:
     certificate: str = ""
     note: str = ""
     alone: Factors | None = None
+    few: bool = False
 
     def with_note(self, note: str) -> Solution:
         return replace(self, note="; ".join(filter(None, (self.note, note))))

@@ -116,4 +116,4 @@ def solution(
     """Factors with their free bias, and how far they are from the target."""
     matrix = multiplied(full.site, form, full.weight, parts)
     factors = Factors(parts, full.shift(matrix, bias) if full.statistics.free else None)
-    return Solution(factors, full.error(matrix), losses, certificate, full.note)
+    return Solution(factors, full.error(matrix), losses, certificate, full.note, few=bool(full.note))

@@ -35,7 +35,8 @@ class Candidate:
     """One way to factor one site. ``bias``: the new layer carries one. ``forecast``: its errors on held-out samples,
     where some were held back; ``note``: what a person should know; ``ridge``: of the method, where held-out samples
     have chosen one; ``coherence``: (k + 1,) by what its price at every rank is multiplied, since the positions of a
-    sample belong together (``rankfold.compress.coherence``), where that was measured."""
+    sample belong together (``rankfold.compress.coherence``), where that was measured; ``few``: there was a single
+    sample, so that it was made without data."""
 
     site: Site
     form: Form
@@ -45,6 +46,7 @@ class Candidate:
     note: str = ""
     ridge: float = 0.0
     coherence: Tensor | None = None
+    few: bool = False
 
     @property
     def ranks(self) -> Sequence[int]:
@@ -156,7 +158,8 @@ def decompose(
         if known is None and isinstance(site, Joint):
             continue
         note = "" if known is None or not known.idle else _idle(known.idle)
-        if known is not None and known.parts is None and known.moments.count < _FEW * known.moments.size:
+        few = known is not None and known.parts is None and known.moments.count < _FEW * known.moments.size
+        if few:
             known, note = None, "truncated without data, as there is only one sample of it"
         made: dict[Form, tuple[Decomposition | None, Forecast | None, float]] = {}  # forms may share one
         forms = forms_by(method, site)
@@ -184,7 +187,7 @@ def decompose(
                 check_decomposition(method, site, form, decomposition)
                 carries = site.layer.has_bias or (known is not None and known.free and known.absorber is None)
                 said = "; ".join(filter(None, (note, getattr(decomposition, "note", ""))))
-                group.append(Candidate(site, form, decomposition, carries, forecast, said, ridge))
+                group.append(Candidate(site, form, decomposition, carries, forecast, said, ridge, few=few))
         progress("decomposing", done + 1, len(every))
     return replace(found, count=counts[0], weighed=counts[1])
 

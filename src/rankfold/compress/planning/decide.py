@@ -14,16 +14,16 @@ from rankfold.compress.affordable import bytes_together, is_affordable
 from rankfold.compress.coherence import coherences
 from rankfold.compress.effect import effects
 from rankfold.compress.layerwise.rounds import fit
-from rankfold.compress.methods.method import fits_layers
+from rankfold.compress.methods.method import Method, fits_layers
 from rankfold.compress.planning.candidates import Candidate, options
-from rankfold.compress.planning.entries import after_of, entries_of, notes_of
+from rankfold.compress.planning.entries import after_of, entries_of, is_silent, notes_of, unpriced
 from rankfold.compress.planning.forecast import SEEN, UNSEEN
 from rankfold.compress.planning.lawful import check_picked, check_summed
 from rankfold.compress.planning.obstacle import obstacle
 from rankfold.compress.planning.plan import Entry, Plan, decisions
 from rankfold.compress.planning.probe import CERTAIN, nearer
 from rankfold.compress.planning.profile import Profile
-from rankfold.compress.ranks.asked import amount, multiple_of, of_sites, parsed, resources
+from rankfold.compress.ranks.asked import amount, check_together, multiple_of, of_sites, parsed, resources
 from rankfold.compress.ranks.budget import (
     Budget,
     Bytes,
@@ -72,25 +72,7 @@ def decide(known: Profile, budget: Any, rule: str | RankRule) -> Plan:
 def _decided(known: Profile, budget: Any, rule: str | RankRule) -> tuple[Plan, Choose | None]:
     """A plan, and how to choose ranks anew for other prices, where that is possible."""
     rule, budgets = rule_named(rule), parsed(budget)
-    if all(isinstance(each, Multiples | OfSites) for each in budgets):
-        raise ValueError(
-            f"the budget '{budgets[0].describe()}' does not say how small the network is to become: give another "
-            "one too, such as 'flops=0.5'"
-        )
-    if any(isinstance(each, OfSites) for each in budgets):
-        for latency in (each for each in budgets if isinstance(each, Latency)):
-            of_sites(latency, known.cost, known.cost)  # refuses it before anything is measured
-    for each in budgets:
-        checked_names(tuple(each.ranks) if isinstance(each, Ranks) else (), known.sites)
-    if fits_layers(known.method) and isinstance(rule, Iterative):
-        raise ValueError(
-            f"method {known.method.name!r} fits layers only after their ranks are chosen, so that the iterative "
-            "rule cannot choose them: use another rule, such as 'optimal' (--ranks optimal)"
-        )
-    if isinstance(rule, Iterative) and known.data is None:
-        raise ValueError(
-            "the iterative rule needs data: give data=, or use another rule, such as 'optimal' (--ranks optimal)"
-        )
+    check_asked(budgets, rule, known)
     _time(known, budgets)
     asked = _Asked(known, budgets, rule, *_prices(known, rule))
     if any(isinstance(each, Latency) for each in budgets):
@@ -104,12 +86,39 @@ def _decided(known: Profile, budget: Any, rule: str | RankRule) -> tuple[Plan, C
     return asked.plan({}), asked.plan
 
 
+def check_asked(budgets: Sequence[Budget], rule: RankRule, known: Profile) -> None:
+    """``ValueError`` for a request that no measurement could meet: budgets that do not go together, names that are no
+    layer's, a rule that is none for the method, or for want of data."""
+    check_together(budgets)
+    for each in budgets:
+        checked_names(tuple(each.ranks) if isinstance(each, Ranks) else (), known.sites)
+    check_rule(rule, known.method, known.data)
+
+
+def check_rule(rule: RankRule, method: Method, data: Any) -> None:
+    """``ValueError`` for a rule that the method, or the want of data, leaves nothing to choose by."""
+    if not isinstance(rule, Iterative):
+        return
+    if fits_layers(method):
+        raise ValueError(
+            f"method {method.name!r} fits layers only after their ranks are chosen, so that the iterative "
+            "rule cannot choose them: use another rule, such as 'optimal' (--ranks optimal)"
+        )
+    if data is None:
+        raise ValueError(
+            "the iterative rule needs data: give data=, or use another rule, such as 'optimal' (--ranks optimal)"
+        )
+
+
 def check_reachable(known: Profile, budgets: Sequence[Budget], rule: RankRule) -> None:
-    """``BudgetError`` where the cheapest candidates of ``known`` together are beyond one of the budgets."""
+    """``BudgetError`` where the cheapest candidates of ``known`` together are beyond one of the budgets, ``ValueError``
+    for fixed ranks that a layer does not have."""
     flat = [candidate for group in known.candidates.values() for candidate in group]
     asked = _Asked(known, tuple(budgets), rule, relative_energy(flat), "")
     if asked.asked:
         asked.check(asked.choices({}), asked.limits)
+    elif any(isinstance(each, Ranks) for each in budgets):
+        asked.choices({})
 
 
 def _time(known: Profile, budgets: Sequence[Budget]) -> None:
@@ -306,6 +315,7 @@ class _Asked:
     def write(self, choices: Choices, picked: Mapping[str, Option], notes: Sequence[str] = ()) -> Plan:
         known = self.known
         entries = entries_of(known, choices, picked, multiple_of(self.budgets))
+        entries = unpriced(known, entries) if self.unit else entries
         after = after_of(known, entries)
         check_summed([each for each in self.asked if not isinstance(each, Latency)], known.cost, after)
         calibration = {"data": known.calibration.name, "samples": known.samples, "rule": described(self.rule)}
@@ -338,6 +348,8 @@ def _either(known: Profile, entries: Sequence[Entry]) -> dict[str, float]:
         name = "+".join(entry.members) if entry.members else entry.site
         candidate = None if entry.form is Form.KEEP else known.candidate(name, entry.form)
         if candidate is None or (entry.members and entry.site != entry.members[0]):
+            continue
+        if is_silent(known, known.sites[entry.site]):
             continue
         if candidate.forecast is None or not candidate.decomposition.comparable:
             return {}

@@ -36,6 +36,21 @@ def entries_of(known: Profile, choices: Choices, picked: Mapping[str, Option], m
     return tuple(entries)
 
 
+def unpriced(known: Profile, entries: Sequence[Entry]) -> tuple[Entry, ...]:
+    """The entries, of which those of layers that the data never reach change no output: the price by which ranks were
+    chosen there, that of an average layer, is none of what the plan is expected to lose."""
+    return tuple(
+        replace(entry, predicted_loss=0.0) if is_silent(known, known.sites[entry.site]) else entry for entry in entries
+    )
+
+
+def is_silent(known: Profile, site: Site) -> bool:
+    """Whether the data never reach the site; without statistics of it the example tells."""
+    if known.statistics is None and not known.unreached:
+        return site.name not in known.counter.calls and not site.layer.lookup
+    return site.name in known.unreached
+
+
 def _added(site: Site, entry: Entry) -> str:
     return ADDED if entry.bias and not site.layer.has_bias else ""
 
@@ -94,9 +109,12 @@ def _entry(known: Profile, site: Site, option: Option, group: Sequence[Option], 
     notes = [candidate.note]
     named = site.names[0] if isinstance(site, Joint) else site.name
     sampled = None if known.statistics is None else known.statistics.sites.get(named)
-    if sampled is not None and sampled.moments.count - 1 < option.rank:
-        notes.append(f"rank {option.rank} was fitted to only {sampled.moments.count} rows of data: give more samples")
-    elif candidate.overfitted(option.rank):
+    few = candidate.few or (sampled is not None and sampled.moments.count - 1 < option.rank)
+    if few and sampled is not None and not candidate.few:
+        rows = f"{sampled.moments.count} row{'s' if sampled.moments.count != 1 else ''}"
+        notes.append(f"rank {option.rank} was fitted to only {rows} of data: give more samples")
+    elif not few and candidate.overfitted(option.rank):
+        few = True
         notes.append(
             "few samples: on those that were held back the error is "
             f"{candidate.relative_error(option.rank):.2f}, far above that on the others"
@@ -105,7 +123,7 @@ def _entry(known: Profile, site: Site, option: Option, group: Sequence[Option], 
         notes.append("never called on the calibration data: truncated without data")
     return Entry(
         site.name, option.form, option.rank, site.shape, site.groups, candidate.relative_error(option.rank),
-        option.loss, bias=candidate.bias, ridge=candidate.ridge, note="; ".join(filter(None, notes)),
+        option.loss, bias=candidate.bias, ridge=candidate.ridge, note="; ".join(filter(None, notes)), few=few,
     )  # fmt: skip
 
 
@@ -150,7 +168,7 @@ def notes_of(known: Profile, entries: Sequence[Entry]) -> tuple[str, ...]:
 
 def few_samples(entries: Sequence[Entry]) -> tuple[str, ...]:
     """What the notes of a plan say of sites that were fitted to too few samples, whoever found it; empty if none."""
-    few = [entry.site for entry in entries if "few samples" in entry.note]
+    few = [entry.site for entry in entries if entry.few]
     if not few:
         return ()
     shown = f"{', '.join(few[:3])}{', …' if len(few) > 3 else ''}"

@@ -51,6 +51,7 @@ class Entry:
         members: sites that read one tensor and share their first factor in this form; the first of them holds it. Loss
             and error are those of all of them, and stand at the first.
         rows: how many outputs of this site the shared factor gives itself.
+        few: the calibration samples were too few for this layer at this rank.
 
     Example:
         >>> plan = rf.plan(nn.Sequential(nn.Linear(8, 8)), rf.Ranks({"0": 2}), "truncate", example=torch.randn(1, 8))
@@ -75,6 +76,7 @@ class Entry:
     ridge: float = 0.0
     members: tuple[str, ...] = ()
     rows: int = 0
+    few: bool = False
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,8 @@ class Plan:
         for entry in data["entries"]:
             if not entry["members"]:
                 del entry["members"], entry["rows"]
+            if not entry["few"]:
+                del entry["few"]
         return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod

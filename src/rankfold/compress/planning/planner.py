@@ -13,14 +13,14 @@ from torch import nn
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.method import Method, fits_layers
 from rankfold.compress.planning.choice import Forms, asked_forms
-from rankfold.compress.planning.decide import checked_names
+from rankfold.compress.planning.decide import check_rule
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.planning.profiling import profiled
 from rankfold.compress.planning.reachable import refused_early
 from rankfold.compress.ranks.asked import parsed
-from rankfold.compress.ranks.budget import Budget, Ranks
-from rankfold.compress.ranks.rules import Iterative, RankRule, rule_named
+from rankfold.compress.ranks.budget import Budget
+from rankfold.compress.ranks.rules import RankRule, rule_named
 from rankfold.objectives import Objective
 from rankfold.run.claim import claimed
 from rankfold.run.digest import digest
@@ -85,18 +85,7 @@ def plan(
     """
     root, how = unwrap(model), calibration or Calibration()
     method, rule, budgets = method_named(method), rule_named(rule), parsed(budget)
-    if data is None and isinstance(rule, Iterative) and not method.needs_data:
-        raise ValueError(
-            "the iterative rule needs data: give data=, or use another rule, such as 'optimal' (--ranks optimal)"
-        )
-    if fits_layers(method) and isinstance(rule, Iterative):
-        raise ValueError(
-            f"method {method.name!r} fits layers only after their ranks are chosen, so that the iterative rule "
-            "cannot choose them: use another rule, such as 'optimal' (--ranks optimal)"
-        )
-    named = [name for each in budgets if isinstance(each, Ranks) for name in each.ranks]
-    if named:
-        checked_names(named, sites(root, where))
+    check_rule(rule, method, data)
     place = None
     if directory is not None and data is not None:
         place = Path(directory) / _digest(root, sites(root, where), data, method, rule, how, forms)

@@ -22,6 +22,7 @@ from rankfold.compress.measured import Statistics
 from rankfold.compress.methods.method import Method, fits_layers
 from rankfold.compress.planning.candidates import Candidate, Counter, decompose
 from rankfold.compress.planning.plan import Plan
+from rankfold.compress.ranks.numbers import is_number, plain, whole
 from rankfold.costs import Cost, Example
 from rankfold.linalg.brief import brief
 from rankfold.objectives import Objective
@@ -33,6 +34,7 @@ from rankfold.sites import (
     SiteList,
     opened,
 )
+from rankfold.train.feed import undrawn
 
 T = TypeVar("T")
 
@@ -70,8 +72,11 @@ class Calibration:
     __repr__ = brief
 
     def __post_init__(self) -> None:
-        if self.memory is not None and (isinstance(self.memory, str) or not self.memory > 0):
-            raise ValueError(f"memory must be a number of bytes, such as 2_000_000_000, got {self.memory!r}")
+        for name in ("samples", "batch_size"):
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
+        memory = plain(self.memory)
+        if memory is not None and (not is_number(memory) or not memory > 0):
+            raise ValueError(f"memory must be a number of bytes, such as 2_000_000_000, got {memory!r}")
 
     def bounded(self, found: SiteList, method: Method, objective: Objective | None) -> Calibration:
         """The same with a bound of memory where layers are fitted and their moments would not fit without one.
@@ -172,7 +177,7 @@ class Profile:
         """
         from rankfold.compress.planning.decide import decide
 
-        with as_found(self.model):
+        with as_found(self.model), undrawn(self.data):
             return decide(self if progress is None else replace(self, tell=progress), budget, rule)
 
     def once(self, what: Hashable, make: Callable[[], T]) -> T:

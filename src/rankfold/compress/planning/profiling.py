@@ -49,6 +49,7 @@ from rankfold.sites import (
     with_joint,
 )
 from rankfold.sites.find import missed
+from rankfold.train.feed import undrawn
 from rankfold.train.targets import known_targets
 
 UNHEARD = "it is called, and what it returns never reaches the outputs of the model: left as it is"
@@ -140,9 +141,10 @@ def profiled(
             "of one input"
         )
     check_rereadable(data)
-    first = example_of(root, data) if example is None else Example.of(example)
+    with undrawn(data):
+        first = example_of(root, data) if example is None else Example.of(example)
     params, size = storage(root)
-    with as_found(root):
+    with as_found(root), undrawn(data):
         mark = fingerprint(root)
         with unwritten(root.named_modules):
             objective = getattr(meant(root, data, objective), "objective", None)

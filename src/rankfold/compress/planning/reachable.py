@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from rankfold.compress.planning.candidates import Candidate, forms_by
-from rankfold.compress.planning.decide import check_reachable
+from rankfold.compress.planning.decide import check_asked, check_reachable
 from rankfold.compress.planning.profile import Profile
 from rankfold.compress.ranks.budget import Budget, KeepEnergy, Latency, Multiples, OfSites, Ranks
 from rankfold.compress.ranks.options import BudgetError
@@ -18,16 +17,25 @@ from rankfold.compress.ranks.rules import RankRule
 from rankfold.sites import Factors
 
 
-def refused_early(budgets: Sequence[Budget], rule: RankRule) -> Callable[[Profile], None]:
-    """What raises ``BudgetError`` for a profile, counted and not measured yet, of which no plan is within ``budgets``.
+def refused_early(
+    budgets: Sequence[Budget], rule: RankRule, searched: Sequence[Budget] = ()
+) -> Callable[[Profile], None]:
+    """What raises ``BudgetError`` for a profile, counted and not measured yet, of which no plan is within ``budgets``,
+    and ``ValueError`` for what cannot be asked of it. ``searched``: a budget beside those, whose fraction is searched.
 
     What layers take time is measured, and so not known; nor is what an energy asks for, without which the advice of
     the error would lead to the next one.
     """
+
+    def check(known: Profile) -> None:
+        check_asked((*budgets, *searched), rule, known)
+        if not all(isinstance(each, Multiples | OfSites) for each in told) and not any(
+            isinstance(each, KeepEnergy) for each in told
+        ):
+            _check(told, rule, known)
+
     told = tuple(each for each in budgets if not isinstance(each, Latency))
-    if all(isinstance(each, Multiples | OfSites) for each in told) or any(isinstance(e, KeepEnergy) for e in told):
-        return lambda known: None
-    return partial(_check, told, rule)
+    return check
 
 
 def _check(budgets: tuple[Budget, ...], rule: RankRule, known: Profile) -> None:

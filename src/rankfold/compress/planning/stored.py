@@ -58,6 +58,7 @@ class _Candidate(TypedDict):
     comparable: bool
     ridge: float
     note: str
+    few: NotRequired[bool]
 
 
 class _Note(TypedDict):
@@ -109,7 +110,7 @@ def save_profile(known: Profile, path: str | Path) -> None:
         noted.append(
             _Candidate(
                 site=candidate.site.name, form=str(candidate.form), ranks=list(made.ranks), bias=candidate.bias,
-                comparable=bool(made.comparable), ridge=candidate.ridge, note=candidate.note,
+                comparable=bool(made.comparable), ridge=candidate.ridge, note=candidate.note, few=candidate.few,
             )
         )  # fmt: skip
     if known.statistics is not None:
@@ -254,4 +255,6 @@ def _candidate(
     coherence = tensors.get(f"coherence|{key}")
     if coherence is not None and len(coherence) != len(kept.errors):
         raise ValueError(f"{site.name}: a coherence of other ranks than the errors")
-    return Candidate(site, form, kept, one["bias"], forecast, one["note"], one["ridge"], coherence)
+    return Candidate(
+        site, form, kept, one["bias"], forecast, one["note"], one["ridge"], coherence, one.get("few", False)
+    )

@@ -138,6 +138,24 @@ def parsed(budget: str | Budget | Sequence[str | Budget]) -> tuple[Budget, ...]:
     return budgets
 
 
+def check_together(budgets: Sequence[Budget]) -> None:
+    """``ValueError`` for budgets that say too little, or cannot hold together."""
+    if all(isinstance(each, Multiples | OfSites) for each in budgets):
+        raise ValueError(
+            f"the budget '{budgets[0].describe()}' does not say how small the network is to become: give another "
+            "one too, such as 'flops=0.5'"
+        )
+    if sum(isinstance(each, Ranks) for each in budgets) > 1:
+        raise ValueError("fixed ranks were given more than once: give all of them in one rankfold.Ranks({…})")
+    if any(isinstance(each, OfSites) for each in budgets):
+        for each in budgets:
+            if isinstance(each, Latency):
+                raise ValueError(
+                    f"budget {each.describe()}: latency is always that of the whole model: leave of=sites (--of sites) "
+                    "out"
+                )
+
+
 def multiple_of(budgets: Sequence[Budget]) -> int:
     """The number of which every rank must be a multiple; 1 where none was given."""
     return lcm(*(budget.multiple for budget in budgets if isinstance(budget, Multiples)))
@@ -164,9 +182,6 @@ def of_sites(budget: Resource, whole: Cost, factorable: Cost) -> Resource:
 
     ``ValueError`` for what cannot be counted layer by layer.
     """
-    if isinstance(budget, Latency):
-        raise ValueError(
-            f"budget {budget.describe()}: latency is always that of the whole model: leave of=sites (--of sites) out"
-        )
+    check_together((budget, OfSites()))
     total, part = amount(budget, whole), amount(budget, factorable)
     return replace(budget, keep=1 - (1 - budget.keep) * part / total) if total else budget

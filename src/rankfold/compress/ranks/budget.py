@@ -6,17 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from rankfold.compress.ranks.numbers import is_number, plain, whole
+
 if TYPE_CHECKING:
     from rankfold.costs import Cost
     from rankfold.costs.decoding import Phase
 
 
-def _fraction(name: str, value: float) -> None:
-    if not 0 < value <= 1:
+def _fraction(name: str, value: float) -> float:
+    found = plain(value)
+    if not is_number(found) or not 0 < found <= 1:
+        # a whole number may be larger than any float
+        given = f"{min(found, 1e300):g}" if is_number(found) else f"{found!r}, which is no number"
         raise ValueError(
-            f"{name}, the share of the whole model that is kept, must be above 0 and at most 1, "
-            f"got {min(value, 1e300):g}"  # a whole number may be larger than any float
+            f"{name}, the share of the whole model that is kept, must be above 0 and at most 1, got {given}"
         )
+    return float(found)
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Resource:
     kind: str = ""
 
     def __post_init__(self) -> None:
-        _fraction(self.kind, self.keep)
+        object.__setattr__(self, "keep", _fraction(self.kind, self.keep))
 
     def of(self, cost: Cost) -> float:
         """How much of it a layer or a model of this cost takes."""
@@ -150,9 +155,8 @@ class Latency(Resource):
         self.__post_init__()
 
     def __post_init__(self) -> None:
-        _fraction("latency", self.keep)
-        if self.batch < 1:
-            raise ValueError(f"latency is measured for a batch of at least 1, got {self.batch}")
+        super().__post_init__()
+        object.__setattr__(self, "batch", whole("the batch of a latency", self.batch))
         if self.phase not in ("forward", "prefill", "decode"):
             raise ValueError(f"the phase of a latency must be forward, prefill or decode, got {self.phase!r}")
 
@@ -194,7 +198,7 @@ class KeepEnergy:
     kind: Literal["energy"] = "energy"
 
     def __post_init__(self) -> None:
-        _fraction("energy", self.keep)
+        object.__setattr__(self, "keep", _fraction("energy", self.keep))
 
     def describe(self) -> str:
         return f"energy ≥ {self.keep:g} in each site"
@@ -209,7 +213,7 @@ class Ranks:
         kind: "ranks".
 
     Raises:
-        ValueError: a rank below 1.
+        ValueError: a rank that is no whole number of at least 1.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
@@ -224,9 +228,8 @@ class Ranks:
     def __post_init__(self) -> None:
         if not isinstance(self.ranks, Mapping):
             raise TypeError(f"ranks must be a mapping from names of layers to ranks, got a {type(self.ranks).__name__}")
-        for site, rank in self.ranks.items():
-            if rank < 1:
-                raise ValueError(f"the rank of {site} must be at least 1, got {rank}")
+        ranks = {site: whole(f"the rank of {site}", rank) for site, rank in self.ranks.items()}
+        object.__setattr__(self, "ranks", ranks)
 
     def describe(self) -> str:
         return f"ranks given for {len(self.ranks)} sites"
@@ -256,8 +259,7 @@ class Multiples:
     kind: Literal["multiple"] = "multiple"
 
     def __post_init__(self) -> None:
-        if isinstance(self.multiple, bool) or not isinstance(self.multiple, int) or self.multiple < 1:
-            raise ValueError(f"multiple must be a whole number of at least 1, got {self.multiple!r}")
+        object.__setattr__(self, "multiple", whole("multiple", self.multiple))
 
     def describe(self) -> str:
         return f"ranks in multiples of {self.multiple}"

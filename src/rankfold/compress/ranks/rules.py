@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_chec
 
 from rankfold.compress.ranks.allocate import global_, local, optimal
 from rankfold.compress.ranks.groups import optimal_of_groups
+from rankfold.compress.ranks.numbers import is_number, plain, whole
 from rankfold.compress.ranks.options import Costs, Option
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ class Optimal:
         samples: calibration samples for it.
         name: of the rule.
 
+    Raises:
+        ValueError: a number out of range.
+
     Cost: an integer program of at most 30 seconds; see docs/budgets.md.
 
     Source: Kellerer, Pferschy, Pisinger 2004 (multiple-choice knapsack).
@@ -62,6 +66,10 @@ class Optimal:
     name: str = "optimal"
     across_forms: ClassVar[bool] = True
     across_groups: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "probes", whole("probes", self.probes, least=0))
+        object.__setattr__(self, "samples", whole("samples", self.samples))
 
     def choose(self, choices: Choices, limits: Costs, known: Profile) -> dict[str, Option]:
         groups = {each.name: each.names for each in known.sites.joint if each.name in choices}
@@ -94,12 +102,15 @@ class Local:
     name: str = "local"
 
     def __post_init__(self) -> None:
-        if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise ValueError(
-                f"fraction, a share of the full rank, must be above 0 and at most 1, got {self.fraction:g}"
-            )
-        if self.rank is not None and self.rank < 1:
-            raise ValueError(f"rank must be at least 1, got {self.rank}")
+        if self.fraction is not None and self.rank is not None:
+            raise ValueError(f"give a fraction or a rank, not both: got fraction={self.fraction} and rank={self.rank}")
+        if self.fraction is not None:
+            share = plain(self.fraction)
+            if not is_number(share) or not 0 < share <= 1:
+                raise ValueError(f"fraction, a share of the full rank, must be above 0 and at most 1, got {share!r}")
+            object.__setattr__(self, "fraction", float(share))
+        if self.rank is not None:
+            object.__setattr__(self, "rank", whole("rank", self.rank))
 
     def choose(self, choices: Choices, limits: Costs, known: Profile) -> dict[str, Option]:
         return local(choices, limits, self.fraction, self.rank)
@@ -161,8 +172,8 @@ class Iterative:
     def __post_init__(self) -> None:
         if self.counted not in ("stored", "values"):
             raise ValueError(f"counted must be 'stored' or 'values', got {self.counted!r}")
-        if self.step < 1 or self.samples < 1:
-            raise ValueError(f"step and samples must be at least 1, got {self.step} and {self.samples}")
+        for name in ("step", "samples"):
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
 
     def choose(self, choices: Choices, limits: Costs, known: Profile) -> dict[str, Option]:
         from rankfold.compress.ranks.iterative import iterate

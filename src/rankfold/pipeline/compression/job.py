@@ -59,6 +59,7 @@ from rankfold.pipeline.compression.repair import compressed_copy
 from rankfold.pipeline.compression.request import PLACE, Settings, measured, request_of, take, tidied
 from rankfold.pipeline.compression.tuning import tuned_copy
 from rankfold.pipeline.quality.halves import few_of
+from rankfold.pipeline.quality.interval import check_figure
 from rankfold.run.claim import claimed
 from rankfold.run.disk.files import check_room
 from rankfold.run.progress import Tell, shown
@@ -164,8 +165,9 @@ class _Job(Planner):
         for remark in unlearned:
             self.tell.say(remark)
         if self.settings.quality is not None:  # what is wrong with these is told before anything is measured
-            self.settings.quality.allowed(before)
-            _ = self.halves
+            if not self.settings.quality.figure:
+                self.settings.quality.allowed(before)
+            check_figure(self.model, self.settings.quality, objective.objective, self.halves)
         made, known, quality = self.plan(calibration, example, objective)
         self.tell.say(f"plan: {summary(made)}")
         self.tell.say(f"forecast: {made.total.sentence}")
@@ -242,7 +244,7 @@ class _Job(Planner):
         small, score = compressed_copy(
             self.model, made, calibration, self.halves.search.data if searched else self.data.validation,
             profile=known, method=self.method, reference=self.reference, progress=self.tell.progress,
-            objective=objective.objective,
+            objective=objective.objective, repaired=known.calibration.samples,
         )  # fmt: skip
         return small, self.scored(small, objective) if searched else score
 

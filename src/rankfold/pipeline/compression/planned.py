@@ -106,6 +106,12 @@ class Planner:
                 shutil.rmtree(file.with_name(fits), ignore_errors=True)
         return made, known, quality
 
+    def refused(self, known: Profile) -> None:
+        """``ValueError`` for what no profile could meet."""
+        asked = self.settings.quality
+        searched = () if asked is None else (asked.budget(0.5),)
+        refused_early(self.budgets, rule_named(self.settings.rule), searched)(known)
+
     def profiled(
         self, calibration: Any, example: Example, objective: Inferred, kept: Path | None, made: Plan | None
     ) -> Profile:
@@ -130,7 +136,7 @@ class Planner:
             self.model, None if counted else calibration, method="truncate" if counted else method, objective=chosen,
             example=example, where=self.settings.where, forms=self.settings.forms, calibration=how, directory=fits,
             progress=self.tell.progress,
-            check=refused_early(() if made is not None else self.budgets, rule_named(self.settings.rule)),
+            check=self.refused if made is None else lambda known: None,
         )  # fmt: skip
         if kept is not None:
             known.save(kept)

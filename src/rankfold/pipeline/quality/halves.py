@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Subset
 
-from rankfold.batches import batches_of, is_hugging_face, samples_of, size_of
+from rankfold.batches import arguments, batches_of, divisible, is_hugging_face, samples_of, size_of
 from rankfold.train import TrainingError, feed
 
 GROUPS = 32  # of the judging half, from which an interval follows
@@ -30,6 +30,11 @@ class Half:
     def batch_size(self) -> int:
         """Of batches that can be put together into ``GROUPS`` groups of one size, or nearly."""
         return max(1, ceil(self.samples / (GROUPS * ceil(self.samples / (GROUPS * _BATCH)))))
+
+    @property
+    def cut(self) -> Any:
+        """The data in batches of ``batch_size`` at most, whatever the batches that they come in."""
+        return _Cut(self.data, self.batch_size)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +157,24 @@ class _Every:
 
     def __iter__(self) -> Iterator[Any]:
         return islice(iter(batches_of(self.data, _BATCH)), self.start, None, 2)
+
+
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """Batches of at most ``size`` samples, of data that may come in larger ones."""
+
+    data: Any
+    size: int
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in feed.ordered(self.data, self.size):
+            count = size_of(batch)
+            if count <= self.size or not divisible(arguments(batch), count):
+                yield batch
+                continue
+            yield from (
+                samples_of(batch, count, slice(start, start + self.size)) for start in range(0, count, self.size)
+            )
 
 
 def sample_count(part: Any) -> int:

@@ -6,8 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import ceil, isfinite
 
-from rankfold.objectives import Evaluation, Figures
-from rankfold.pipeline.quality.halves import GROUPS
+from torch import nn
+
+from rankfold.compress.ranks.options import BudgetError
+from rankfold.objectives import Evaluation, Figures, Objective
+from rankfold.pipeline.quality.halves import GROUPS, Halves
+from rankfold.pipeline.quality.value import MaxDrop
+from rankfold.train import counted
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,18 @@ def judged_by(found: Evaluation, figure: str) -> Evaluation:
         return found
     found[figure]  # a figure that was not measured is named here
     return replace(found, figures=tuple(sorted(found.figures, key=lambda each: each.name != figure)))
+
+
+def check_figure(model: nn.Module, asked: MaxDrop, objective: Objective, parts: Halves) -> None:
+    """``BudgetError`` for a figure by a name that the validation data do not give, on one batch of them."""
+    if not asked.figure:
+        return
+    batch = next(iter(parts.search.cut))
+    found = counted(model, [batch], role="validation", objective=objective, teacher=model)
+    try:
+        judged_by(found[0].result(), asked.figure)
+    except KeyError as error:
+        raise BudgetError(f"max drop {asked} (--max-drop): {error.args[0]}") from None
 
 
 def _without_each(sums: Sequence[Figures], figure: str) -> list[Evaluation]:

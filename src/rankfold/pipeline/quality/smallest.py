@@ -18,22 +18,25 @@ from rankfold.compress.methods.method import fits_layers
 from rankfold.compress.planning.plan import Plan, decisions
 from rankfold.compress.planning.profile import Calibration, Profile
 from rankfold.compress.planning.profiling import profile as measured
+from rankfold.compress.planning.profiling import profiled
+from rankfold.compress.planning.reachable import refused_early
 from rankfold.compress.ranks.asked import parsed
 from rankfold.compress.ranks.budget import Budget, Multiples
 from rankfold.compress.ranks.options import BudgetError
-from rankfold.compress.ranks.rules import RankRule
+from rankfold.compress.ranks.rules import RankRule, rule_named
 from rankfold.compress.repair.batchnorm import Reference, reestimate_
 from rankfold.linalg.brief import brief
 from rankfold.objectives import Figure, Figures, Objective
+from rankfold.observe.apart import separable
 from rankfold.pipeline.compression.outcome.measure import calibration_part
 from rankfold.pipeline.compression.repair import compressed_copy
 from rankfold.pipeline.quality.halves import Half, Halves, halves
-from rankfold.pipeline.quality.interval import Fall, fall
+from rankfold.pipeline.quality.interval import Fall, check_figure, fall
 from rankfold.pipeline.quality.search import ROUNDING, Tried, larger_by_steps, search
 from rankfold.pipeline.quality.value import MaxDrop, Quality
 from rankfold.run.disk.files import write_atomically
 from rankfold.run.progress import Tell, showing
-from rankfold.train import choose, counted
+from rankfold.train import choose, counted, feed
 from rankfold.zoo.data import parts_of
 
 WIDE = 1.15  # sizes that are further apart have others between them
@@ -118,15 +121,33 @@ def smallest(
     """
     asked = MaxDrop.of(max_drop, by)
     data = parts_of(data)
+    with feed.undrawn(data.train, data.validation):
+        return _hunt(model, data, asked, parsed(budget) if budget else (), rule, profile, seed, progress).found()
+
+
+def _hunt(
+    model: nn.Module,
+    data: Any,
+    asked: MaxDrop,
+    budgets: tuple[Budget, ...],
+    rule: str | RankRule,
+    profile: Profile | None,
+    seed: int,
+    progress: Callable[[str, int, int], None] | None,
+) -> Hunt:
+    """What is refused without a profile is refused before there is one."""
     parts = halves(data.validation, seed)
     chosen = None if profile is None else profile.objective
     objective = choose(model, data.validation, chosen or getattr(data, "objective", None), role="validation").objective
     calibration = calibration_part(data.train, 2048, seed) if profile is None or profile.data is None else profile.data
     tell = Tell() if progress is None else Tell(progress)
+    check_figure(model, asked, objective, parts)
     if profile is None:
-        profile = measured(model, calibration, objective=objective, progress=progress)
-    found = Hunt(model, profile, asked, parsed(budget) if budget else (), rule, calibration, parts, objective, tell)
-    return found.found()
+        check = refused_early(budgets, rule_named(rule), (asked.budget(0.5),))
+        profile = profiled(
+            model, calibration, method="project", objective=objective, progress=progress, check=check,
+        )  # fmt: skip
+    return Hunt(model, profile, asked, budgets, rule, calibration, parts, objective, tell)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,6 +183,12 @@ class Hunt:
     def before(self) -> list[Figures]:
         """Sums of the original on the searching half."""
         return self.sums(self.model, self.halves.search)
+
+    @cached_property
+    def separable(self) -> bool:
+        """Whether a batch may be cut, so that there are enough groups for an interval."""
+        first = next(iter(feed.ordered(self.halves.search.data, self.halves.search.batch_size)))
+        return separable(self.model, first)
 
     @cached_property
     def start(self) -> Figure:
@@ -255,10 +282,10 @@ class Hunt:
         if plan.factors is not None:
             return compressed_copy(
                 self.model, plan, self.calibration, self.halves.search.data, profile=known, method=known.method,
-                reference=self.original, objective=self.objective,
+                reference=self.original, objective=self.objective, repaired=known.calibration.samples,
             )[0]  # fmt: skip
         small = apply_(copied(self.model), plan, known, method=known.method)
-        reestimate_(small, self.original, self.calibration, samples=None)
+        reestimate_(small, self.original, self.calibration, samples=known.calibration.samples)
         return small
 
     def judge(self, tried: tuple[Tried, ...], good: Sequence[Tried]) -> Smallest:
@@ -319,8 +346,9 @@ class Hunt:
         """Of each batch of a half."""
         alone = self.objective.labelled and not self.asked.figure  # what judges is enough to choose by
         teacher = None if alone else self.model
+        data = part.cut if self.separable else part.data
         return counted(
-            network, part.data, part.batch_size, role="validation", objective=self.objective, teacher=teacher,
+            network, data, part.batch_size, role="validation", objective=self.objective, teacher=teacher,
             apart=True,
         )  # fmt: skip
 

@@ -8,6 +8,7 @@ from math import ceil, isfinite
 from typing import Any
 
 from rankfold.compress.ranks.budget import Budget, Bytes, Flops, Latency, Params
+from rankfold.compress.ranks.numbers import is_number, plain
 from rankfold.compress.ranks.options import BudgetError
 from rankfold.linalg.brief import brief
 from rankfold.objectives import Figure
@@ -48,8 +49,10 @@ class MaxDrop:
         return cls(points, by, figure.strip())
 
     def __post_init__(self) -> None:
-        if isinstance(self.points, bool | str) or not isfinite(self.points) or self.points < 0:
-            raise ValueError(_expected(self.points))
+        points = plain(self.points)
+        if not is_number(points) or not isfinite(points) or points < 0:
+            raise ValueError(_expected(points))
+        object.__setattr__(self, "points", float(points))
         if self.by not in BY:
             raise ValueError(
                 f"smallest (--smallest), the resource that is to be smallest, must be one of {', '.join(BY)}, got "
@@ -115,10 +118,11 @@ def _rounded(number: float) -> int:
 class Quality:
     """How good the found network is, on samples that the search did not use, and what was tried to find it.
 
-    ``before``, ``after``, ``drop`` and its 95 % ``interval`` (None: too few samples to tell) are of the judging figure
-    on the judging half, in its own unit (a drop of 0.005 of a fraction is half a point), as are ``asked`` and the
-    figures of ``tried``, which are of the searching half. ``samples``: how many each half has. ``judged``: how many
-    networks the judging half has seen. ``fraction``: the budget of the found one, ``key`` its plan's decisions.
+    ``before``, ``after``, ``drop`` and its 95 % ``interval`` (None: too few samples or batches to tell) are of the
+    judging figure on the judging half, in its own unit (a drop of 0.005 of a fraction is half a point), as are
+    ``asked`` and the figures of ``tried``, which are of the searching half. ``samples``: how many each half has.
+    ``judged``: how many networks the judging half has seen. ``fraction``: the budget of the found one, ``key`` its
+    plan's decisions.
     """
 
     asked: float
@@ -152,7 +156,7 @@ class Quality:
         """The drop and its interval, for a person."""
         _, moved, interval = worsened(self.figure, self.drop, self.interval)
         if interval is None:
-            return f"{self.figure.amount(moved)} (too few samples for an interval)"
+            return f"{self.figure.amount(moved)} (no interval: too few samples or batches)"
         low, high = (self.scale * value for value in interval)
         return f"{self.figure.amount(moved)}, 95 % interval {low:.3g} to {high:.3g}"
 
@@ -174,7 +178,12 @@ class Quality:
     @property
     def caution(self) -> str:
         """That the drop may be larger than what was allowed, and what would tell; empty where that is all but sure."""
-        if self.interval is None or self.interval[1] <= self.asked:
+        if self.interval is None:
+            return (
+                f"nothing says how much the drop may be due to chance: the {self.samples[1]:,} samples judged are too "
+                "few, or come in batches that cannot be cut: give more validation samples, in more batches"
+            )
+        if self.interval[1] <= self.asked:
             return ""
         high, most, reach = self.interval[1], self.figure.amount(self.asked, 6), self.interval[1] - self.drop
         said = f"the drop may be as large as {self.figure.amount(high)} (95 % interval), beyond the {most} allowed: "
