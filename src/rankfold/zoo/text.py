@@ -40,10 +40,6 @@ class Texts(Samples):
     def __repr__(self) -> str:
         return f"Texts({len(self):,} samples, {self.cut})"
 
-    def subset(self, indices: Tensor) -> Texts:
-        labels = None if self.labels is None else self.labels[indices]
-        return replace(self, inputs_of=[self.inputs_of[index] for index in indices.tolist()], labels=labels)
-
     def first(self, count: int) -> Texts:
         """The first ``count`` of them, or all where there are no more."""
         return self.between(0, count)
