@@ -81,10 +81,9 @@ def load_folder(spec: str, progress: Progress | None = None) -> Data:
     """The data of `imagefolder:DIR` or `parquet:DIR`, as ``load_data`` has it.
 
     `imagefolder:DIR` has DIR/train/CLASS/picture.jpg and the like, `parquet:DIR` files whose names begin with those of
-    the parts, with columns of pictures and of labels, numbers or names. The parts are train (training), validation (val,
-    valid, dev) and test; where two are there, the second is judged once, as a test part, and validation is held out of
-    train. Settings follow
-    the folder: `imagefolder:DIR,resize=256,crop=224,statistics=imagenet`, or `transform=package.module:function`,
+    the parts, with columns of pictures and of labels, numbers or names. The parts are train (training), validation
+    (val, valid, dev) and test; where two are there, the second is judged once, as a test part, and validation is held
+    out of train. Settings follow the folder: `imagefolder:DIR,resize=256,crop=224,statistics=imagenet`, or `transform=package.module:function`,
     which is given a PIL image. Up to 1 GiB of decoded pictures is held and kept in the cache; of more, each is read
     when it is asked for. Raises ``ZooError``, one sentence.
     """
@@ -96,7 +95,8 @@ def load_folder(spec: str, progress: Progress | None = None) -> Data:
     if "train" not in parts or len(parts) < 2:
         there = ", ".join(parts) or "none of them"
         raise ZooError(
-            f"{spec}: the folder must hold parts train and test, or train and val, and may hold all three: found {there}"
+            f"{spec}: the folder must hold parts train and test, or train and val, and may hold all three: found "
+            f"{there}"
         )
     splits = {name: _split(asked, name, part, progress) for name, part in parts.items()}
     if "test" not in splits:

@@ -91,6 +91,8 @@ def plan(
     check_is_file(out, "plan.json")
     if not method_named(method).needs_data:
         check_idle(f"with --method {method}, which takes no second moments", memory=memory)
+        if data is None and ":" in model:  # built-in networks know their data
+            check_idle("without --data", samples=samples != 2048, seed=seed)
     budgets = budgets_of(budget, rank_multiple, of.value)
     set_threads(threads)
     with Talk() as talk, computing(device, precision) as place:
