@@ -12,6 +12,8 @@ import pytest
 from commands import failed, rankfold, succeeded
 from digits import write_weights
 
+from rankfold.cli.printing import print_json
+
 VERBS = (
     "demo", "train", "sweep", "analyze", "plan", "show", "apply", "compress", "slice", "evaluate", "export",
     "reproduce",
@@ -308,6 +310,16 @@ def test_options_that_would_do_nothing_are_wrong_usage(tmp_path, monkeypatch, op
     assert f"--{named}" in result.stderr
     assert "leave it out" in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_json_holds_no_number_that_it_has_not(capsys):
+    print_json({"loss": float("nan"), "all": [float("inf"), {"kept": 0.5, "told": "nan"}], "pair": (-float("inf"), 1)})
+
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    found = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert found == {"loss": None, "all": [None, {"kept": 0.5, "told": "nan"}], "pair": [None, 1]}
 
 
 def test_the_original_is_judged_beside_where_targets_tell_too(weights, run_directory):

@@ -83,9 +83,9 @@ def load_folder(spec: str, progress: Progress | None = None) -> Data:
     `imagefolder:DIR` has DIR/train/CLASS/picture.jpg and the like, `parquet:DIR` files whose names begin with those of
     the parts, with columns of pictures and of labels, numbers or names. The parts are train (training), validation
     (val, valid, dev) and test; where two are there, the second is judged once, as a test part, and validation is held
-    out of train. Settings follow the folder: `imagefolder:DIR,resize=256,crop=224,statistics=imagenet`, or `transform=package.module:function`,
-    which is given a PIL image. Up to 1 GiB of decoded pictures is held and kept in the cache; of more, each is read
-    when it is asked for. Raises ``ZooError``, one sentence.
+    out of train. Settings follow the folder: `imagefolder:DIR,resize=256,crop=224,statistics=imagenet`, or
+    `transform=package.module:function`, which is given a PIL image. Up to 1 GiB of decoded pictures is held and kept in
+    the cache; of more, each is read when it is asked for. Raises ``ZooError``, one sentence.
     """
     kind = IMAGEFOLDER if spec.startswith(IMAGEFOLDER) else PARQUET
     asked = Asked.parsed(spec, kind)

@@ -113,8 +113,8 @@ class Reader:
             self.checked(file, ids)
             if self.positions is not None and ids.shape[1] > self.positions:
                 raise ZooError(
-                    f"{file}: its windows are {ids.shape[1]} tokens long, and the model takes at most {self.positions}: "
-                    "give shorter windows, or the tokens in one row (N,), which --length cuts"
+                    f"{file}: its windows are {ids.shape[1]} tokens long, and the model takes at most "
+                    f"{self.positions}: give shorter windows, or the tokens in one row (N,), which --length cuts"
                 )
             return self._limited([{"input_ids": row} for row in ids], f"windows of {ids.shape[1]} tokens")
         return self._of_tokens(file, ids)

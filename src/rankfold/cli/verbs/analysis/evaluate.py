@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from enum import StrEnum
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -149,3 +150,5 @@ def evaluate(
     print_table((loaded.spec, f"{samples.name}, {split}"), rows, left=(0, 1))
     if how:
         print(f"note: {how}")
+    if not isfinite(found.loss):
+        print(f"note: the loss is {found.loss}: outputs of the model are NaN or infinite, for some samples or for all")
