@@ -85,10 +85,12 @@ def plan(
     from rankfold.compress.planning.planner import plan as make_plan
     from rankfold.pipeline import memory_sentence
     from rankfold.report.quantities import bytes_of
+    from rankfold.run.disk.foreign import check_replaceable
     from rankfold.run.processes.team import first_process
     from rankfold.run.progress import Talk
 
     check_is_file(out, "plan.json")
+    check_replaceable(out.parent, [out.name], lambda held: "entries" in held, out.name)
     if not method_named(method).needs_data:
         check_idle(f"with --method {method}, which takes no second moments", memory=memory)
         if data is None and ":" in model:  # built-in networks know their data
