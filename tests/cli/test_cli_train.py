@@ -288,6 +288,8 @@ def test_a_loss_that_is_not_finite_keeps_the_checkpoint_and_the_best_weights(her
     [
         (["weigth_decay=1e-3"], ("unknown key weigth_decay", "did you mean weight_decay")),
         (["augment.flp=true"], ("unknown key augment.flp", "augment.flip")),
+        (["lr=0.1"], ("unknown key lr; did you mean learning_rate?",)),
+        (["wd=0.1"], ("unknown key wd; did you mean weight_decay?",)),
         (["zzz=1"], ("unknown key zzz", "known: model, data")),
         (["depth=0"], ("depth", "at least 2 factors, got 0")),
         (["depth=2.5"], ("depth", "got 2.5")),
