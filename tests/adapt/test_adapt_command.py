@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -188,8 +189,15 @@ def test_data_are_taken_as_everywhere(tmp_path):
         assert adapt(model, data, settings, tmp_path / f"{number}").extraction.params <= 100
     with pytest.raises(ValueError, match="give an object with train, validation and test"):
         adapt(model, x, settings, tmp_path / "x")
-    with pytest.raises(ValueError, match="no test part"):
-        adapt(model, SimpleNamespace(train=parts[0], validation=parts[1]), settings, tmp_path / "x")
+    with pytest.raises(ValueError, match="no validation part"):
+        adapt(model, SimpleNamespace(train=parts[0], validation=None), settings, tmp_path / "x")
+    loaders = tuple(torch.utils.data.DataLoader(part, batch_size=4) for part in parts[:2])
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
+    found = adapt(model, loaders, replace(settings, epochs=None), tmp_path / "loaders")
+    assert found.split == "validation"
+    assert found.after.accuracy > found.before.accuracy
+    assert len(found.history) == 30  # epochs of ten batches, as the loader has them
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ import pytest
 from commands import failed, rankfold, succeeded
 from digits import write_weights
 
+from rankfold.cli.printing import print_json
+
 VERBS = (
     "demo", "train", "sweep", "analyze", "plan", "show", "apply", "compress", "slice", "evaluate", "export",
     "reproduce",
@@ -286,6 +288,45 @@ def test_values_that_cannot_be_are_wrong_usage(tmp_path, options, said):
         assert result.exit_code == 2, result.output
         assert said in result.stderr
         assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (("analyze", "digits-cnn", "--no-plots", "--length", 7), "length"),
+        (("analyze", "digits-cnn", "--no-plots", "--windows", 3), "windows"),
+        (("analyze", "digits-cnn", "--no-plots", "--samples", 5), "samples"),
+        (("analyze", "digits-cnn", "--no-plots", "--seed", 5), "seed"),
+        (("analyze", "digits-cnn", "--no-plots", "-o", "zz"), "out"),
+        (("plan", "commands:rankfold", "--method", "truncate", "--samples", 5, "--budget", "params=0.5", "-o", "x"),
+         "samples"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)  # fmt: skip
+def test_options_that_would_do_nothing_are_wrong_usage(tmp_path, monkeypatch, options, named):
+    monkeypatch.chdir(tmp_path)
+    result = rankfold(*options)
+    assert result.exit_code == 2, result.output
+    assert f"--{named}" in result.stderr
+    assert "leave it out" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_holds_no_number_that_it_has_not(capsys):
+    print_json({"loss": float("nan"), "all": [float("inf"), {"kept": 0.5, "told": "nan"}], "pair": (-float("inf"), 1)})
+
+    def refuse(name: str) -> None:
+        raise ValueError(name)
+
+    found = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert found == {"loss": None, "all": [None, {"kept": 0.5, "told": "nan"}], "pair": [None, 1]}
+
+
+def test_the_original_is_judged_beside_where_targets_tell_too(weights, run_directory):
+    found = succeeded("evaluate", run_directory, "--original", weights)
+    assert found["original"] == {"accuracy": succeeded("evaluate", "digits-cnn", "--weights", weights)["accuracy"]}
+    assert "accuracy of the original" in rankfold("evaluate", run_directory, "--original", weights).stdout
+    assert "nosuch.safetensors" in failed("evaluate", run_directory, "--original", "nosuch.safetensors")
 
 
 def test_a_mistyped_directory_is_called_one():

@@ -56,8 +56,8 @@ def test_a_run_directory_holds_all_and_the_ordinary_network(finished):
     place, printed = finished
     run = place / "run"
     assert sorted(path.name for path in run.iterdir()) == [
-        "checkpoint-0003.pt", "checkpoint.json", "config.yaml", "metrics.jsonl", "model.safetensors", "result.json",
-        "spectra.csv", "spectra.safetensors", "spectra.svg",
+        "checkpoint-0003.pt", "checkpoint.json", "config.yaml", "inputs.json", "metrics.jsonl", "model.safetensors",
+        "result.json", "spectra.csv", "spectra.safetensors", "spectra.svg",
     ]  # fmt: skip
     kept = json.loads((run / "result.json").read_text())
     scores = kept.pop("scores")
@@ -163,6 +163,77 @@ def test_tensorboard_and_starting_from_weights_and_a_teacher(finished, here):
     assert b"validation_accuracy" in events.read_bytes()
 
 
+OWN = """
+import json, torch
+from pathlib import Path
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+def net():
+    return nn.Linear(8, 4)
+
+def parts():
+    x = torch.randn(400, 8, generator=torch.Generator().manual_seed(int(Path("seed").read_text())))
+    y = x[:, :4].argmax(1)
+    return TensorDataset(x[:300], y[:300]), TensorDataset(x[300:], y[300:])
+
+def loaders():
+    return tuple(DataLoader(part, batch_size=32) for part in parts())
+"""
+
+
+@pytest.fixture
+def own(here):
+    (here / "owntrained.py").write_text(OWN)
+    (here / "seed").write_text("0")
+    for name in ("start", "teacher"):
+        torch.save(torch.nn.Linear(8, 4).state_dict(), here / f"{name}.pt")
+    (here / "own.yaml").write_text(
+        "model: owntrained:net\ndata: owntrained:parts\nepochs: 2\nweights: start.pt\nout: own\n"
+        "teacher: {weights: teacher.pt}\ndistill: {temperature: 2}\n"
+    )
+    return here
+
+
+@pytest.mark.parametrize("done", [True, False], ids=["finished", "half-done"])
+@pytest.mark.parametrize("changed", ["start.pt", "teacher.pt", "seed"])
+def test_other_weights_or_data_under_the_same_names_are_another_run(own, changed, done):
+    printed = succeeded("train", "own.yaml")
+    if not done:
+        (own / "own" / "result.json").unlink()
+    before = (own / changed).read_bytes()
+    if changed == "seed":
+        (own / changed).write_text("1")
+    else:
+        torch.save(torch.nn.Linear(8, 4).state_dict(), own / changed)
+    said = failed("train", "own.yaml")
+    name = {
+        "start.pt": "weights file",
+        "teacher.pt": "teacher.weights file",
+        "seed": "train and validation and test data",
+    }
+    assert f"own holds a run that was made from another {name[changed]}: give another directory, or --restart" in said
+    after = (own / changed).read_bytes()
+    (own / changed).write_bytes(before)
+    assert succeeded("train", "own.yaml")["validation_loss"] == printed["validation_loss"]
+    (own / changed).write_bytes(after)
+    assert succeeded("train", "own.yaml", "--restart")["validation_loss"] != printed["validation_loss"]
+    (own / "own" / "inputs.json").unlink()  # as an earlier version left it
+    succeeded("train", "own.yaml")
+
+
+def test_of_data_without_a_test_part_the_figures_are_those_of_validation(own):
+    told = ("train", "own.yaml", "--set", "data=owntrained:loaders", "-o", "loaded")
+    found = succeeded(*told)
+    assert "validation_accuracy" in found
+    assert not [key for key in found if key.startswith("test_")]
+    assert succeeded(*told) == found  # read back
+    text = rankfold(*told).stdout
+    assert "validation accuracy" in text
+    assert "test accuracy" not in text
+    assert (own / "loaded" / "model.safetensors").exists()
+
+
 def test_a_missing_tensorboard_is_said(here, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert "rankfold[tensorboard]" in failed("train", "run.yaml", "--set", "tensorboard=true")
@@ -217,6 +288,8 @@ def test_a_loss_that_is_not_finite_keeps_the_checkpoint_and_the_best_weights(her
     [
         (["weigth_decay=1e-3"], ("unknown key weigth_decay", "did you mean weight_decay")),
         (["augment.flp=true"], ("unknown key augment.flp", "augment.flip")),
+        (["lr=0.1"], ("unknown key lr; did you mean learning_rate?",)),
+        (["wd=0.1"], ("unknown key wd; did you mean weight_decay?",)),
         (["zzz=1"], ("unknown key zzz", "known: model, data")),
         (["depth=0"], ("depth", "at least 2 factors, got 0")),
         (["depth=2.5"], ("depth", "got 2.5")),

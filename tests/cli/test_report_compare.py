@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 from browser import CHROMIUM, Page
 from commands import failed, succeeded
 from digits import digits, tiny
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from rankfold.compress.planning.plan import Plan
 from rankfold.costs import Milliseconds
 from rankfold.pipeline import Settings, comparing, compress
-from rankfold.pipeline.comparing import read_compared, wilson
+from rankfold.pipeline.comparing import read_compared, wilson, write_comparison
 from rankfold.report import CurvePoint, FigureKind
 from rankfold.report.compare import Compared, LayerShown, render_compared
 from rankfold.report.plots import percent_axis
@@ -159,6 +160,45 @@ def test_different_data_and_networks_are_told() -> None:
     page = render_compared([shown("a", 60), changed])
     assert "made from different networks" in page
     assert "of different data" in page
+    alike = [{**vars(shown("a", 60)), "made_from": "s:1", "data": "9 of Split 1"}, {**vars(other), "made_from": "s:1"}]
+    page = render_compared([Compared(**each) for each in alike])
+    assert "different" not in page  # what an earlier version did not note tells nothing
+    for key, value, said in (
+        ("made_from", "s:2", "one network with different weights"),
+        ("made_from", "t:2", "made from different networks"),
+        ("data", "9 of Split 2", "of different data"),
+    ):
+        assert said in render_compared([Compared(**alike[0]), Compared(**{**alike[0], key: value})])
+
+
+def test_two_networks_of_one_shape_are_told_by_their_weights(results: list[Path], tmp_path: Path) -> None:
+    one, two = (read_compared(directory) for directory in results)
+    assert one.made_from == two.made_from == Plan.load(results[0] / "plan.json").fingerprint
+    assert one.data == two.data
+    assert "449 of Split" in one.data
+    network = tiny()
+    with torch.no_grad():
+        next(network.parameters()).mul_(2)
+    settings = Settings(method="truncate", slices=False, model="digits-cnn")
+    compress(network, digits(), "params=0.5", settings=settings, directory=tmp_path / "other")
+    page = write_comparison([results[1], tmp_path / "other"], tmp_path / "c.html").read_text()
+    assert "one network with different weights" in page
+
+
+@pytest.mark.parametrize("verb", ["report", "collapse", "plan"])
+def test_a_file_of_somebody_else_is_left_alone(verb: str, results: list[Path], tmp_path: Path) -> None:
+    theirs = tmp_path / "notes.html"
+    theirs.write_text("<html>mine</html>")
+    asked = {
+        "report": results,
+        "collapse": ["digits-cnn", "--samples", 64],
+        "plan": ["digits-cnn", "--method", "truncate", "--budget", "params=0.5", "--weights", theirs],
+    }[verb]
+    assert "notes.html is there already, and rankfold did not write it" in failed(verb, *asked, "-o", theirs)
+    assert theirs.read_text() == "<html>mine</html>"
+    if verb == "report":
+        for _ in range(2):  # a page of ours is replaced
+            succeeded("report", *results, "-o", tmp_path / "ours.html")
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")

@@ -117,6 +117,27 @@ def test_compress_writes_a_folder_that_is_read_back(place):
     assert "slice" not in said
 
 
+def test_windows_that_a_file_holds_are_taken_as_long_as_they_are(place):
+    import numpy as np
+
+    drawn = np.random.default_rng(0).integers(3, 20, (40, 24))
+    np.save("windows.npy", drawn)
+    np.save("row.npy", drawn.flatten())
+    data = ("--data", "tokens:windows.npy", "--windows", 4)
+    found = succeeded("evaluate", "decoder", *data)
+    assert "4 windows of 24 tokens" in found["protocol"]
+    assert found["perplexity"] == succeeded("evaluate", "decoder", *data, "--length", 24)["perplexity"]
+    said = failed("evaluate", "decoder", *data, "--length", 12)
+    assert "--length 12: tokens:windows.npy holds windows of 24 tokens already: leave --length out" in said
+    assert "4 windows of 12" in succeeded(
+        "evaluate", "decoder", "--data", "tokens:row.npy", "--length", 12, "--windows", 4
+    )["protocol"]  # fmt: skip
+    longest = transformers.AutoConfig.from_pretrained("decoder").max_position_embeddings
+    np.save("long.npy", np.ones((40, longest + 1), dtype=int))
+    said = failed("evaluate", "decoder", "--data", "tokens:long.npy")
+    assert f"its windows are {longest + 1} tokens long, and the model takes at most {longest}" in said
+
+
 def test_another_checkpoint_of_the_same_shape_is_no_original(place):
     asked = ("--method", "truncate", "--budget", "params=0.8", "-o", "o.json")
     succeeded("plan", "decoder", *TEXT, *asked)

@@ -102,6 +102,40 @@ def test_numbers_and_several_classes(tmp_path):
     assert found.labels.int().tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 1], [1, 0, 1], [0, 1, 0], [0, 0, 0]]
 
 
+def test_a_label_means_one_class_whatever_else_is_in_the_file(tmp_path):
+    """Of a model of one to five stars, a file without a "5" counted its labels as numbers of classes."""
+    stars = classifier(id2label={number: str(number + 1) for number in range(5)})
+    for labels in ([1, 2, 3, 4], [1, 2, 3, 4, 5], ["1", "2", "3", "4"]):
+        table = rows(len(labels)).assign(label=labels)
+        found = rf.text(tokenizer(), written(table, tmp_path / "t.csv"), length=40, model=stars)
+        assert found.labels.tolist() == [int(label) - 1 for label in labels]
+    file = written(rows(3).assign(label=[0, 1, 2]), tmp_path / "t.csv")
+    with pytest.raises(ZooError, match=r"row 1: the label '0' is none .* 1, 2, 3, 4, 5, whose names are numbers, so"):
+        rf.text(tokenizer(), file, length=40, model=stars)
+    mixed = rows(4).assign(label=["good", 0, "2", "1.0"])  # numbers and names together, where none is both
+    assert rf.text(
+        tokenizer(), written(mixed, tmp_path / "t.csv"), length=40, model=classifier()
+    ).labels.tolist() == [1, 0, 2, 1]  # fmt: skip
+
+
+def test_several_classes_are_listed_by_number_too(tmp_path):
+    several = classifier(problem_type="multi_label_classification")
+    table = rows(6).assign(label=[[0], [], [1, 2], [1, 0, 1], ["good", 2], [2.0, 0]])
+    file = tmp_path / "m.jsonl"
+    found = rf.text(tokenizer(), written(table, file), length=40, model=several)
+    assert found.labels.int().tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 1], [1, 0, 1], [0, 1, 1], [1, 0, 1]]
+    for label, said in (([3], "the label '3' is none of"), ([0, 1, 1, 0], "has a class twice"), ([[0]], "none of")):
+        written(rows(2).assign(label=[[0], label]), file)
+        with pytest.raises(ZooError, match=f"row 2: .*{said}"):
+            rf.text(tokenizer(), file, length=40, model=several)
+    two = classifier(problem_type="multi_label_classification", id2label={0: "bad", 1: "good"})
+    written(rows(2).assign(label=[[0, 1], [1, 1]]), file)
+    assert rf.text(tokenizer(), file, length=40, model=two).labels.tolist() == [[0, 1], [1, 1]]
+    written(rows(2).assign(label=[[0], [0, 1]]), file)
+    with pytest.raises(ZooError, match=r"row 2: the label \[0, 1\] is both classes by their numbers, or a 1 for one"):
+        rf.text(tokenizer(), file, length=40, model=two)
+
+
 def test_one_file_is_parted_by_lot_in_the_proportions_of_its_classes(tmp_path):
     file = written(rows(90), tmp_path / "t.csv")
     reader = reader_for(classifier(), tokenizer(), 40, None)
@@ -135,7 +169,7 @@ def test_a_number_is_a_finite_one(value, tmp_path):
     ("table", "said"),
     [
         (rows(9).replace("so so", "fine"), r"row 7: the label 'fine' is none of the model's classes, bad, good, so so, "
-                                           r"nor a number from 0 to 2: name them in its config.json"),
+                                           r"nor a number from 0 to 2: write one of these, or name them"),
         (rows(9).assign(label=3), r"row 1: the label '3' is none of the model's classes"),
         (rows(9).assign(text=[1] * 9), None),
         (rows(0), "it holds no line of text"),

@@ -182,6 +182,14 @@ def test_torch_data_loader_reads_a_split():
     assert torch.equal(labels, split.labels)
 
 
+@pytest.mark.parametrize(("shape", "scale"), [((3, 4, 4), 255), ((4, 4), 255), ((6,), 1), ((), 1)])
+def test_images_of_bytes_are_divided_and_vectors_are_left_alone(shape, scale):
+    inputs = torch.randint(0, 256, (20, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    parts = [TensorDataset(inputs, torch.arange(20) % 2)] * 2
+    train = data_module.data_of("given", parts).test
+    torch.testing.assert_close(train[3][0], inputs[3] / scale if scale > 1 else inputs[3])
+
+
 # --- images from parquet, and their cache -----------------------------------------------------------------
 
 

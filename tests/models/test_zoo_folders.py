@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from commands import rankfold
@@ -49,10 +50,94 @@ def test_pictures_of_any_size_become_alike_and_classes_count_by_name(tmp_path: P
     assert inputs.max() == pytest.approx((200 / 255 - 0.5) / 0.5)
 
 
-def test_three_parts_are_taken_as_they_are(tmp_path: Path) -> None:
-    place = folder(tmp_path / "set", {"train": 9, "valid": 6, "test": 3})
-    data = zoo.load_data(f"imagefolder:{place},crop=8")
+@pytest.mark.parametrize("kind", ["imagefolder", "parquet"])
+@pytest.mark.parametrize("middle", ["valid", "val", "dev", "validation"])
+def test_three_parts_are_taken_as_they_are(kind: str, middle: str, tmp_path: Path) -> None:
+    place = (folder if kind == "imagefolder" else parquet)(tmp_path / "set", {"train": 9, middle: 6, "test": 3})
+    data = zoo.load_data(f"{kind}:{place},crop=8")
     assert (len(data.train), len(data.validation), len(data.test)) == (9, 6, 3)
+
+
+def test_two_names_of_one_part_are_refused_in_tables_too(tmp_path: Path) -> None:
+    place = parquet(tmp_path / "set", {"train": 9, "val": 3, "validation": 3, "test": 3})
+    with pytest.raises(zoo.ZooError, match="validation and val are names of one part"):
+        zoo.load_data(f"parquet:{place},crop=8")
+
+
+def test_names_are_labels_in_tables_as_in_folders(tmp_path: Path) -> None:
+    import datasets
+
+    place = tmp_path / "set"
+    place.mkdir()
+    for part, names in {"train": ["bee", "ant", "bee", "ant"], "val": ["cat", "ant"]}.items():
+        rows = {"img": [picture(i) for i in range(len(names))], "label": names}
+        datasets.Dataset.from_dict(rows).cast_column("img", datasets.Image()).to_parquet(place / f"{part}-0.parquet")
+    data = zoo.load_data(f"parquet:{place},crop=8")
+    assert data.classes == 3
+    assert data.test.labels.tolist() == [2, 0]  # in the order of all names, also of those that train lacks
+
+
+def test_a_picture_without_a_label_is_named(tmp_path: Path) -> None:
+    import datasets
+
+    place = parquet(tmp_path / "set", {"train": 9})
+    rows = {"img": [picture(0), picture(1)], "label": [1, None]}
+    datasets.Dataset.from_dict(rows).cast_column("img", datasets.Image()).to_parquet(place / "test-0.parquet")
+    with pytest.raises(zoo.ZooError, match=r"test-0\.parquet: picture 1 has no label"):
+        zoo.load_data(f"parquet:{place},crop=8")
+
+
+@pytest.mark.parametrize("memory", [folders.MEMORY, 0])
+def test_a_few_of_them_are_chosen_by_any_numbers(memory: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = folder(tmp_path / "set", {"train": 30, "val": 6})
+    monkeypatch.setattr(folders, "MEMORY", memory)
+    train = zoo.load_data(f"imagefolder:{place},crop=8").train
+    for few in (range(4), [0, 1, 2, 3], torch.arange(4), torch.arange(len(train)) < 4):
+        part = train.subset(few)
+        assert torch.equal(part.inputs[:], train.inputs[:4])
+        assert torch.equal(part.labels, train.labels[:4])
+
+
+def shades(place: Path, made: Image.Image) -> torch.Tensor:
+    """One picture of a set that is this one, as it is read."""
+    folder(place, {"train": 3, "val": 3})
+    made.save(place / "train" / "ant" / "000.tiff")
+    (place / "train" / "ant" / "000.png").unlink()
+    return zoo.load_data(f"imagefolder:{place},resize=8,crop=8").train.inputs[0]
+
+
+@pytest.mark.parametrize("wide", ["<u2", ">u2", "<i4"])
+def test_grey_pictures_of_sixteen_bits_keep_their_shades(wide: str, tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8)
+    found = shades(tmp_path / "set", Image.fromarray(ramp.astype(wide)))
+    assert torch.equal(found[0], torch.from_numpy((ramp.astype(int) / 257).round().astype(np.uint8)))
+    assert torch.equal(found[0], found[2])
+
+
+def test_a_picture_whose_white_is_not_known_is_refused_and_a_function_gets_it_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Image.fromarray(np.linspace(0, 1, 64, dtype=np.float32).reshape(8, 8))
+    with pytest.raises(zoo.ZooError, match=r"000\.tiff: its pixels run from 0 to 1.*transform="):
+        shades(tmp_path / "set", made)
+    (tmp_path / "ownwide.py").write_text(
+        "import numpy, torch\ndef read(image):\n"
+        "    return torch.from_numpy(numpy.array(image.convert('F').resize((8, 8))))[None]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    found = zoo.load_data(f"imagefolder:{tmp_path / 'set'},transform=ownwide:read").train.inputs
+    assert torch.allclose(found[0, 0], torch.from_numpy(np.array(made)))
+
+
+def test_pictures_are_turned_as_the_camera_noted(tmp_path: Path) -> None:
+    made = Image.new("RGB", (8, 8))
+    made.paste((255, 0, 0), (0, 0, 8, 2))  # the upper edge, which the note says is the right one
+    noted = made.getexif()
+    noted[0x0112] = 6
+    made.save(tmp_path / "noted.png", exif=noted)
+    found = Transform(8, 8)(Image.open(tmp_path / "noted.png"))
+    assert found[0, :, 7].min() == 255
+    assert found[0, :, 0].max() == 0
 
 
 def test_what_does_not_fit_is_read_when_it_is_asked_for_and_is_the_same(
@@ -124,8 +209,10 @@ def test_parquet_folders_are_read_by_their_names(tmp_path: Path, monkeypatch: py
     ("parts", "settings", "sentence"),
     [
         (None, "", "there is no folder"),
-        ({"train": 9}, "", "parts train and test .* found train"),
-        ({"val": 9}, "", "found test"),
+        ({"train": 9}, "", "parts train and test, .* found train"),
+        ({"val": 9}, "", "found validation"),
+        ({"train": 9, "training": 9, "test": 3}, "", "train and training are names of one part, train"),
+        ({"train": 9, "valid": 3, "dev": 3}, "", "valid and dev are names of one part, validation"),
         ({"train": 1, "val": 1}, "", "at least two folders"),
         ({"train": 9, "val": 3}, ",size=3", "there is no setting 'size=3'"),
         ({"train": 9, "val": 3}, ",crop=0", "there is no setting 'crop=0'"),

@@ -337,6 +337,24 @@ def test_a_profile_checks_targets_against_the_objective_that_was_named():
     assert rf.profile(Taking(), batches, objective="regression").candidates
 
 
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ([X, CLASSES], r"a list is taken for batches, .*: give inputs and their targets as a tuple, \(x, y\)"),
+        ((X, ["abc"[c] for c in CLASSES]), "and are a list of text: number the classes"),
+        ((X, CLASSES.tolist()), r"and are a list: give torch.tensor\(targets\)"),
+        ((X, CLASSES.numpy()), "and are a ndarray: give torch.tensor"),
+    ],
+    ids=["list", "text", "numbers", "array"],
+)
+def test_a_pair_that_was_taken_for_two_batches_is_told_so(data, said):
+    with pytest.raises(TrainingError, match=f"evaluation data: .*{said}"):
+        evaluate(net(), data)
+    with pytest.raises(TrainingError, match=f"train data: .*{said}"):
+        fit(net(), data, None, RECIPE)
+    assert evaluate(net(), [X[:20], X[20:]], teacher=net()).judged.value == 0  # as batches without targets
+
+
 def test_a_list_of_samples_is_a_data_set():
     pairs = [(torch.randn(12), number % 3) for number in range(100)]
     found = rf.evaluate(Taking(), pairs)

@@ -274,6 +274,51 @@ def test_regression_is_that_of_scikit_learn(seed):
     assert unknown.values == pytest.approx(expected.result().values, rel=1e-5)
 
 
+@pytest.mark.parametrize("far", [0.0, 1e6, 1.7e9])
+def test_shares_of_variance_do_not_depend_on_where_zero_lies(far):
+    """Of targets in float64, whatever the precision of the model: sums of their squares lost what they vary by."""
+    g = torch.Generator().manual_seed(0)
+    target = far + torch.randn(300, 2, generator=g, dtype=torch.float64)
+    given_ = target + 0.3 * torch.randn(300, 2, generator=g, dtype=torch.float64)
+    explained, moved = Regression().figures(), Teacher().figures()
+    for part in (slice(0, 7), slice(7, 160), slice(160, 300)):
+        explained.add(given_[part], (None, target[part]))
+        moved.add(given_[part], target[part], target[part])
+    true = r2_score(target - far, given_ - far, multioutput="variance_weighted")
+    assert explained.result()["r2"] == pytest.approx(true, rel=1e-6)
+    if far < 1e9:  # further off a network in float32 gives the same for all samples
+        spread = (target - target.mean(0)).square().sum()
+        assert moved.result()["change"] == pytest.approx(
+            float((given_ - target).square().sum() / spread) ** 0.5, rel=1e-6
+        )
+    alike = Regression().figures()
+    for part in (0.1, 0.1, 0.1):
+        alike.add(torch.zeros(3, 1), (None, torch.full((3, 1), far + part, dtype=torch.float64)))
+    assert alike.result().judged.name == "rmse"  # no variance to explain
+
+
+NOT = float("nan")
+
+
+@pytest.mark.parametrize("name", ["classification", "segmentation", "multi-label", "causal-lm"])
+def test_what_is_no_number_is_no_right_answer(name):
+    """The likeliest class of NaN was the first one, and its score, which is not above 0, a rightly given no."""
+    objective = objective_named(name)
+    outputs = torch.full({"segmentation": (1, 3, 2, 2), "causal-lm": (1, 4, 3)}.get(name, (4, 3)), NOT)
+    target = {
+        "classification": torch.zeros(4, dtype=torch.long), "segmentation": torch.zeros(1, 2, 2, dtype=torch.long),
+        "multi-label": torch.zeros(4, 3), "causal-lm": torch.zeros(1, 4, dtype=torch.long),
+    }[name]  # fmt: skip
+    figures = objective.figures()
+    figures.add(outputs, (target if name == "causal-lm" else outputs, target))
+    found = figures.result().values
+    assert found["accuracy"] == 0
+    assert all(found.get(other, 0) == 0 for other in ("f1", "mean_iou"))
+    if name == "classification":
+        mixed = torch.tensor([[1.0, 0, 0], [NOT, 0, 0], [0, 1, NOT], [0, 0, 1]])
+        assert objective.hits(mixed, (mixed, target))[0].tolist() == [1, 0, 0, 0]
+
+
 @given(seed=SEEDS, smoothing=st.sampled_from([0.0, 0.2]))
 def test_multi_label_is_that_of_torch_and_scikit_learn(seed, smoothing):
     c = case("multi-label", seed)

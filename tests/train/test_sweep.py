@@ -25,6 +25,11 @@ from torch import nn
 def net():
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 10))
 
+def loaders():
+    from rankfold import zoo
+    data = zoo.load_data("digits")
+    return [*data.train.batches(64)], [*data.validation.batches(64)]
+
 def broken():
     raise RuntimeError("no such layer")
 """
@@ -104,6 +109,20 @@ def test_a_failed_run_is_a_row_with_its_reason(here):
     assert list(runs["error"].notna()) == [False, False, True, True]
     assert list(runs["validation_accuracy"].isna()) == [False, False, True, True]
     assert (here / "grid" / "model=sweptnet%3Anet,batch_size=512,weight_decay=0.0" / "result.json").exists()
+
+
+def test_a_sweep_in_which_every_run_failed_has_failed(here):
+    """And one over data without a test part has a table without figures of it."""
+    (here / "grid.yaml").write_text(
+        "model: sweptnet:net\ndata: sweptnet:loaders\nepochs: 1\nout: grid\njobs: 1\ngrid: {weight_decay: [0.0, 0.1]}\n"
+    )
+    result = rankfold("sweep", "grid.yaml")
+    assert result.exit_code == 0, result.stderr
+    assert list(pd.read_csv(here / "grid" / "sweep.csv")["test_accuracy"].isna()) == [True, True]
+    for more in ((), ("--json",)):
+        result = rankfold("sweep", "grid.yaml", "--set", "model=sweptnet:broken", "-o", "failing", *more)
+        assert result.exit_code == 1
+        assert "no such layer" in result.stdout
 
 
 def test_processes_of_joblib_and_threads_of_dask_compute_the_same(here):

@@ -70,6 +70,14 @@ def check_is_file(out: Path, such_as: str) -> None:
         raise IsADirectoryError(EISDIR, f"is a folder: give the name of a file, such as {out / such_as}", str(out))
 
 
+def check_is_page(out: Path, such_as: str) -> None:
+    """The same, and ``ValueError`` where a page would replace a file that rankfold did not write."""
+    from rankfold.run.disk.foreign import check_page
+
+    check_is_file(out, such_as)
+    check_page(out)
+
+
 def check_idle(where: str, **given: object) -> None:
     """Wrong usage for an option that was given and would do nothing ``where``."""
     for name, value in given.items():

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from rankfold.cli.checks import check_idle
 from rankfold.costs import Example
 from rankfold.pipeline import first_example
 from rankfold.run.disk.given import OWN_DATA
@@ -101,20 +102,32 @@ class Cut(NamedTuple):
 
 
 def data_named(
-    name: str | None, download: bool, talk: Talk, model: nn.Module | None = None, cut: Cut | None = None
+    name: str | None,
+    download: bool,
+    talk: Talk,
+    model: nn.Module | None = None,
+    cut: Cut | None = None,
+    noted: Cut | None = None,
 ) -> Data | None:
-    """The data of a name; of text as ``model`` reads it, with the tokenizer that lies beside its weights."""
+    """The data of a name; of text as ``model`` reads it, with the tokenizer that lies beside its weights. ``cut``: what
+    was typed; ``noted``: what holds where nothing was."""
+    cut, noted, reader = cut or Cut(), noted or Cut(), None
     if name is None:
+        check_idle("without data, of which they cut text into samples", **cut._asdict())
         return None
-    cut, reader = cut or Cut(), None
     if name.startswith((TEXT, TOKENS)) and model is not None:
         folder = str(getattr(unwrap(model), "name_or_path", ""))
         tokenizer = tokenizer_of(folder) if name.startswith(TEXT) and is_folder(folder) else None
-        reader = reader_for(unwrap(model), tokenizer, *cut)
+        reader = reader_for(unwrap(model), tokenizer, cut.length or noted.length, cut.windows or noted.windows)
     elif cut != Cut():
         raise ZooError(f"--length and --windows go only with text:FILE and tokens:FILE.npy, not with {name}")
     data = load_data(name, download=download, progress=talk.progress, reader=reader)
-    if reader is not None and cut.windows is None:
+    if cut.length is not None and data.cut["length"] != cut.length:
+        raise ZooError(
+            f"--length {cut.length}: {name} holds windows of {data.cut['length']} tokens already: leave --length out, "
+            "or give the tokens in one row (N,)"
+        )
+    if reader is not None and reader.windows is None:
         talk.say(_whole(data))
     return data
 

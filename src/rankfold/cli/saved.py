@@ -28,9 +28,9 @@ def original_of(loaded: Loaded, weights: Path | None) -> nn.Module:
     if weights is not None and is_folder(weights):
         return _made_from(loaded, resolve(str(weights)).model, weights, "FOLDER")
     if loaded.stored is None or (weights is None and ":" not in loaded.spec):
+        lacking = "the data have no targets, and " if weights is None else ""
         raise ZooError(
-            f"{loaded.spec}: the data have no targets, and there is no other network to compare the outputs "
-            f"with: {_which_original(loaded)}"
+            f"{loaded.spec}: {lacking}there is no other network to compare the outputs with: {_which_original(loaded)}"
         )
     model = resolve(loaded.spec, classes=_noted_classes(loaded.stored.notes)).model
     if weights is not None:
@@ -139,12 +139,12 @@ def _open_folder(
     """A Hugging Face folder that rankfold wrote: its configuration alone says what to build; ``spec`` may name what it
     was made from, to compare with."""
     stored = load(directory)
-    name, noted = data or (str(notes.get("data") or "") or None if own_data else None), cut or Cut()
+    name, noted = data or (str(notes.get("data") or "") or None if own_data else None), Cut()
     if data is None and name is not None:
         if (asked := code_named(None, name)) is not None:
             raise StoreError(f"{directory}: {asked}")
-        noted = Cut(*(noted[i] or _noted_number(notes, key) for i, key in enumerate(Cut._fields)))
-    known = data_named(name, download, talk, stored.model, noted)
+        noted = Cut(*(_noted_number(notes, key) for key in Cut._fields))
+    known = data_named(name, download, talk, stored.model, cut, noted)
     found = example_of(stored.model)
     example = None if found is None else Example.of(found)
     return Loaded(spec or str(directory), stored.model.eval(), known, example, stored.plan, stored)

@@ -18,7 +18,9 @@ def is_run(directory: Path) -> bool:
     return (directory / "config.yaml").is_file() and not (directory / "manifest.json").exists()
 
 
-def open_run(directory: Path, spec: str | None, data: str | None, download: bool, talk: Talk) -> Loaded:
+def open_run(
+    directory: Path, spec: str | None, data: str | None, download: bool, talk: Talk, cut: Cut | None = None
+) -> Loaded:
     """The ordinary network of the best epoch, built as ``config.yaml`` says or by ``spec``, and its data or ``data``.
 
     The file may name built-in models and data alone: a file does not decide which code runs. Raises ConfigError for a
@@ -34,7 +36,9 @@ def open_run(directory: Path, spec: str | None, data: str | None, download: bool
     asked = code_named(config.model if spec is None else None, config.data if data is None else None)
     if asked is not None:
         raise ConfigError(f"{directory}: {asked}")
-    found = open_model(spec or config.model, weights, data or config.data, download, talk, trained=True, own_data=True)
+    found = open_model(
+        spec or config.model, weights, data or config.data, download, talk, trained=True, own_data=True, cut=cut
+    )
     if config.objective is None or found.data is None:
         return found
     return replace(found, data=replace(found.data, objective=config.objective))
@@ -57,5 +61,5 @@ def open_either(
     if weights is not None:
         raise typer.BadParameter("a saved model holds its own weights: leave --weights out", param_hint="--weights")
     if is_run(Path(model)):
-        return open_run(Path(model), spec, data, download, talk)
+        return open_run(Path(model), spec, data, download, talk, cut)
     return open_saved(Path(model), spec, data, download, talk, own_data=True, cut=cut)

@@ -77,10 +77,10 @@ def of_classes(scores: Tensor, counted: Tensor | None) -> Answer:
 
 
 def filled_up(values: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """Two lists of sums (C,), the shorter one with zeros behind: the last axis of an answer may be a length, as that of
-    a recording or of a text, and differ from batch to batch."""
-    length = max(len(values), len(others))
-    return F.pad(values, (0, length - len(values))), F.pad(others, (0, length - len(others)))
+    """Two tables (…, C), the narrower one with zeros behind: the last axis of an answer may be a length, as that of a
+    recording or of a text, and differ from batch to batch."""
+    length = max(values.shape[-1], others.shape[-1])
+    return F.pad(values, (0, length - values.shape[-1])), F.pad(others, (0, length - others.shape[-1]))
 
 
 def main_tensor(output: Any) -> Tensor:

@@ -16,7 +16,7 @@ from rankfold.objectives.answer import filled_up
 if TYPE_CHECKING:
     from rankfold.objectives.base import Objective
 
-LEVELS = "sum "  # what sums are called that are one for each entry of the last axis, which may be a length
+SPREAD = "spread "  # what is called so holds ``moments`` of each entry of the last axis, which may be a length
 _ROWS = 4096  # samples of which whole rows are kept: neighbours among more cost their number squared
 
 
@@ -177,6 +177,26 @@ class Evaluation:
         return cls(**{**values, "figures": tuple(Figure(**figure) for figure in values["figures"])})
 
 
+def moments(values: Tensor, known: Tensor | None = None) -> Tensor:
+    """How many rows of ``values`` (R, C) are ``known`` (R, C; by default all), their mean, and the sum of the squared
+    distances from it, for each column: (3, C) float64. Sums of squares would lose what values far from 0 vary by."""
+    wide = values.double()
+    there = torch.ones_like(wide, dtype=torch.bool) if known is None else known
+    if not len(wide):
+        return wide.new_zeros(3, wide.shape[1])
+    count = there.sum(0).double()
+    start = torch.where(there, wide, -torch.inf).amax(0).masked_fill(count == 0, 0)  # so that of constants all is exact
+    mean = start + torch.where(there, wide - start, 0.0).sum(0) / count.clamp_min(1)
+    return torch.stack([count, mean, torch.where(there, wide - mean, 0.0).square().sum(0)])
+
+
+def joined(one: Tensor, other: Tensor) -> Tensor:
+    """``moments`` of two parts together (Chan, Golub, LeVeque 1983)."""
+    (n, mean, square), (m, other_mean, other_square) = one, other
+    count, apart = (n + m).clamp_min(1), other_mean - mean
+    return torch.stack([n + m, mean + apart * m / count, square + other_square + apart.square() * n * m / count])
+
+
 class Figures:
     """Running sums over batches, from which an ``Evaluation`` follows; sums of two parts of the data merge."""
 
@@ -217,8 +237,9 @@ class Figures:
 
     def _sum(self, name: str, value: Tensor) -> None:
         before = self.sums.get(name)
-        if before is not None and name.startswith(LEVELS):
-            before, value = filled_up(before, value)
+        if name.startswith(SPREAD):
+            self.sums[name] = value if before is None else joined(*filled_up(before, value))
+            return
         if before is not None and before.shape != value.shape:
             raise ObjectiveError(
                 f"{self.objective.name}: what is counted has the shape {tuple(before.shape)} in one batch and "

@@ -32,6 +32,7 @@ from rankfold.run.progress import Tell
 from rankfold.sites import fingerprint, is_pretrained, sites, unwrap
 from rankfold.sites.wish import Where
 from rankfold.train import History, Recipe, TrainingError, choose, evaluate, fit
+from rankfold.train.feed import Feed, length
 from rankfold.zoo.data import parts_of
 
 _EPOCHS, _STEPS, _MOST = 3, 500, 30
@@ -126,7 +127,8 @@ def adapt(
     validation, test), as ``rankfold.compress`` takes them; of text each part is one ``rankfold.text``.
 
     All methods end within the same number of parameters: what was trained at larger ranks is cut once, by the singular
-    values of all updates together. Epochs are chosen on the validation split, the figures are those of the test split.
+    values of all updates together. Epochs are chosen on the validation split, the figures are those of the test split,
+    or of validation where there is none.
     ``merge``: also write the adapted weights, to ``merged``. ``model`` ends as the adapted network. The same call goes
     on after an interruption; another one, of a base with other weights too, is refused unless ``restart``, which
     removes what the earlier one wrote. Layers whose adapter PEFT would read wrong are left out, with the reason.
@@ -134,12 +136,15 @@ def adapt(
     """
     tell, place = tell or Tell(), Path(directory)
     data = parts_of(data)
-    if getattr(data, "test", None) is None:
-        raise ValueError("the data have no test part, on which adapters are judged: give train, validation and test")
+    split = "test" if getattr(data, "test", None) is not None else "validation"
+    judged_on = getattr(data, split)
+    if judged_on is None:
+        raise ValueError("the data have no validation part, on which epochs are chosen: give train and validation")
     root, said = unwrap(model).eval(), getattr(data, "objective", None)
     size = sum(parameter.numel() for parameter in root.parameters())
     numbers = int(settings.params * size if settings.params <= 1 else settings.params)
-    epochs, rate = settings.filled(size, len(data.train))
+    samples = _samples(data.train, settings.batch_size)
+    epochs, rate = settings.filled(size, samples)
     settings = replace(settings, epochs=epochs, learning_rate=rate)
     with claimed(place):
         request = _request(root, data, settings, objective)
@@ -148,8 +153,8 @@ def adapt(
         tell.say(str(chosen))
         # what compares with the base needs it as it was: it is kept where nothing else can be told
         base = None if chosen.objective.labelled else copied(root)
-        before = evaluate(root, data.test, role="test", objective=chosen.objective, teacher=base)
-        steps = epochs * max(1, -(-len(data.train) // settings.batch_size))
+        before = evaluate(root, judged_on, role=split, objective=chosen.objective, teacher=base)
+        steps = epochs * max(1, -(-samples // settings.batch_size))
         wish = Wish(
             settings.method, numbers, steps, settings.radius, settings.where, settings.seed, settings.base_model
         )
@@ -178,14 +183,20 @@ def adapt(
         left_out = tuple(LeftOut(name, why, None) for name, why in way.left_out)
         cut = replace(_cut(found, numbers, size), left_out=left_out)
         add_(root, cut.adapter)
-        after = evaluate(root, data.test, role="test", objective=chosen.objective, teacher=base)
+        after = evaluate(root, judged_on, role=split, objective=chosen.objective, teacher=base)
         course = tuple({"epoch": e.epoch, "loss": e.train_loss} for e in history.epochs)
-        told = Adapted(cut, before, after, "test", chosen.objective.name, settings, course, str(place))
+        told = Adapted(cut, before, after, split, chosen.objective.name, settings, course, str(place))
         cut.save(place)
         if merge:
             _write_merged(root, place / MERGED)
         write_atomically(place / REPORT, (json.dumps(told.to_dict(), indent=1) + "\n").encode())
     return told
+
+
+def _samples(train: Any, batch_size: int) -> int:
+    """How many there are to learn from; of data in batches of their own so many as make as many steps."""
+    fed = Feed(train, batch_size, None)
+    return len(fed) * batch_size if fed.is_batched or length(train) is None else len(train)
 
 
 def _still(root: nn.Module) -> dict[str, Any]:

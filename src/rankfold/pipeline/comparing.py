@@ -13,10 +13,12 @@ from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.costs.times import spread_over
 from rankfold.objectives import Figure
 from rankfold.pipeline.compression.outcome.page import searched
+from rankfold.pipeline.compression.request import PLACE
 from rankfold.report import CurvePoint, FigureKind
 from rankfold.report.compare import Compared, LayerShown, render_compared
 from rankfold.run.disk.container import FAULTS, checked, read_object, said
 from rankfold.run.disk.files import write_atomically
+from rankfold.run.disk.foreign import check_page
 from rankfold.sites import Form
 from rankfold.store import MANIFEST, StoreError, read_manifest
 
@@ -41,12 +43,14 @@ class _Stored(TypedDict):
 def write_comparison(directories: Sequence[str | Path], file: str | Path) -> Path:
     """Write one page that puts the results in ``directories`` side by side; returns its path.
 
-    Raises ``StoreError``, one line: nothing to compare, a directory that ``compress`` has not finished, a damaged file.
+    Raises ``StoreError``, one line: nothing to compare, a directory that ``compress`` has not finished, a damaged file;
+    ``ValueError`` where the page would replace a file that is none.
     """
     if len(directories) < 2:
         raise StoreError(
             "give at least two directories that compress wrote: a single one is shown by its own report.html"
         )
+    check_page(Path(file))
     names = _names([Path(directory) for directory in directories])
     page = render_compared([read_compared(Path(d), name) for d, name in zip(directories, names, strict=True)])
     write_atomically(Path(file), page.encode())
@@ -83,7 +87,7 @@ def read_compared(directory: Path, name: str = "") -> Compared:
             _judged_on(directory, stored), figures, stages, _intervals(stored, figures[0]),
             {e.site: _layer(e) for e in plan.entries},
             [CurvePoint(p["label"], p["kept_flops"], p["kept_params"], p["value"]) for p in stored.get("curve", [])],
-            stored["remarks"],
+            stored["remarks"], plan.fingerprint, _content(directory, stored["split"]),
         )  # fmt: skip
     except StoreError:
         raise
@@ -150,6 +154,15 @@ def _judged_on(directory: Path, stored: _Stored) -> str:
     names = {figure["name"] for figure in ((stored.get("scores") or {}).get("compressed") or {}).get("figures", [])}
     counted = "tokens" if "perplexity" in names else "samples" if "accuracy" in names else "values"
     return text + (f", {count:,} {counted}" if isinstance(count, int) and count else "")
+
+
+def _content(directory: Path, split: str) -> str:
+    """What is in the part of the data that was judged; empty where an earlier version did not note it."""
+    try:
+        data = read_object(directory / PLACE.file, "what a run was asked", "run compress again").get("data")
+    except (OSError, ValueError):
+        return ""
+    return str(data.get(split) or "") if isinstance(data, dict) else ""
 
 
 def _intervals(stored: _Stored, judged: FigureKind) -> dict[str, tuple[float, float]]:

@@ -65,7 +65,8 @@ def restore(
     """Train an adapter of the compressed network ``stored`` to ``original`` (``rankfold.restore_``), merge it, and save
     the network, with the plan that it has, to ``directory``, which must be empty or missing.
 
-    Trained on the train split, without labels; the figures are those of the test split. Raises ``ValueError`` and
+    Trained on the train split, without labels; the figures are those of the test split, or of validation where there is
+    none. Raises ``ValueError`` and
     ``StoreError`` in one line.
     """
     tell, place = tell or Tell(), Path(directory)
@@ -77,8 +78,10 @@ def restore(
     chosen = choose(root, data.train, objective, said=data.objective)
     tell.say(str(chosen))
 
+    split = "validation" if data.test is None else "test"
+
     def judged() -> Evaluation:
-        return evaluate(root, data.test, role="test", objective=chosen.objective, teacher=original)
+        return evaluate(root, getattr(data, split), role=split, objective=chosen.objective, teacher=original)
 
     before = judged()
     found = restore_(
@@ -86,7 +89,7 @@ def restore(
         learning_rate=settings.learning_rate, samples=None, progress=tell.progress,
         batch_size=settings.batch_size or (2 if chosen.objective.by_token else 32),
     )  # fmt: skip
-    told = Restoration(found, before, judged(), "test", chosen.objective.name, str(place))
+    told = Restoration(found, before, judged(), split, chosen.objective.name, str(place))
     save(root, stored.plan, place, notes={key: value for key, value in stored.notes.items() if key != UNFINISHED})
     write_atomically(place / REPORT, (json.dumps(told.to_dict(), indent=1) + "\n").encode())
     return told

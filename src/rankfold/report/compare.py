@@ -35,7 +35,8 @@ class LayerShown:
 class Compared:
     """One result. ``stages``: values of each stage as in ``ReportData``; ``intervals``: 95 % of the judging figure by
     stage, where its samples tell; ``layers`` by name; ``curve``: what compression alone reaches at other budgets;
-    ``notes``: what a reader must know."""
+    ``notes``: what a reader must know. ``made_from``: the fingerprint of the original; ``data``: what is in the data
+    that it was judged on; both empty where that is not known."""
 
     name: str
     asked: str
@@ -47,6 +48,8 @@ class Compared:
     layers: Mapping[str, LayerShown]
     curve: Sequence[CurvePoint] = ()
     notes: Sequence[str] = field(default=())
+    made_from: str = ""
+    data: str = ""
 
     @property
     def judged(self) -> FigureKind:
@@ -171,8 +174,11 @@ def _warnings(results: Sequence[Compared]) -> list[str]:
     said = []
     if len({r.judged for r in results}) > 1:
         said.append("The results are judged by different figures; the picture shows those of the first one's kind.")
-    if len({r.judged_on for r in results}) > 1:
+    if len({r.judged_on for r in results}) > 1 or len({r.data for r in results if r.data}) > 1:
         said.append("The figures are of different data: differences between results may be those of the data.")
-    if len({r.stages["before"].get("params") for r in results}) > 1:
+    sizes, made = {r.stages["before"].get("params") for r in results}, {r.made_from for r in results if r.made_from}
+    if len(sizes) > 1 or len({each.partition(":")[0] for each in made}) > 1:
         said.append("The results were made from different networks: shares are of each one's own original.")
+    elif len(made) > 1:
+        said.append("The results were made from one network with different weights, so that they began elsewhere.")
     return said

@@ -61,6 +61,8 @@ def checked(
             "requires_grad_(True) makes them trainable"
         )
     chosen = choose(model, data.data, objective).objective
+    if teacher is None and objective is None and not chosen.labelled and (said := feed.misread(data.data)):
+        raise TrainingError(f"train data: {said}")
     _check_teacher(recipe, teacher, chosen)
     _check_smoothing(recipe, chosen)
     sample = _sample(data, 2)

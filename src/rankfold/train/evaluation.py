@@ -111,7 +111,10 @@ def counted(
             alike = nullcontext() if teacher is None else same_draws(model, number)
             with alike:
                 output = forward(model, laid_out(batch, layout))
-            chosen = infer(output, batch, known_targets(data)).objective if chosen is None else chosen
+            if chosen is None:
+                chosen = infer(output, batch, known_targets(data)).objective
+                if teacher is None and not chosen.labelled and (said := feed.misread(data)):
+                    raise TrainingError(said)
             if apart or not sums:
                 sums.append(chosen.figures())
             taught = None

@@ -87,6 +87,22 @@ def check(data: Any, role: str, *, again: bool = False) -> None:
         raise TrainingError(f"{role} data: it is empty; give at least one sample")
 
 
+def misread(data: Any) -> str:
+    """What may have been meant by data without targets that were taken for batches; empty where nothing tells."""
+    inputs, targets = data if isinstance(data, tuple | list) and len(data) == 2 else (None, None)
+    if not isinstance(inputs, Tensor) or not inputs.dim():
+        return ""
+    if isinstance(data, list) and isinstance(targets, Tensor) and len(targets) == len(inputs):
+        return "a list is taken for batches, here two without targets: give inputs and their targets as a tuple, (x, y)"
+    if not isinstance(targets, Tensor) and length(targets) == len(inputs):
+        words = isinstance(targets, tuple | list) and isinstance(targets[0], str)
+        return (
+            f"the targets of a pair must be a tensor, and are a {type(targets).__name__}{' of text' * words}: "
+            f"{'number the classes, ' * words}give torch.tensor(targets); any other pair is taken for two batches"
+        )
+    return ""
+
+
 def ordered(data: Any, batch_size: int) -> Iterator[Any]:
     """Every sample once, in the data's own order; a DataLoader keeps its own batches."""
     tensors = in_memory(data)

@@ -55,10 +55,10 @@ def load_data(
     A factory is called without arguments and returns (train, test) or (train, validation, test): sized, indexable data
     sets of (input, target) pairs with inputs of one shape, as a model takes them. A target is an integer label, a
     number or a tensor; data without targets have inputs alone. Models with several inputs have a tuple or dict of
-    tensors for the input, or dicts that hold the target too. They are read into memory; images of uint8 are divided by
-    255. Or it returns DataLoaders, lists of batches and iterable data sets, which are left as they are, their order
-    included; nothing can be held out of them, so that two such parts are train and validation. An attribute
-    ``objective`` of the factory says what outputs and targets mean.
+    tensors for the input, or dicts that hold the target too. They are read into memory; images of uint8,
+    (C, H, W) or (H, W), are divided by 255. Or it returns DataLoaders, lists of batches and iterable data sets, which
+    are left as they are, their order included; nothing can be held out of them, so that two such parts are train and
+    validation. An attribute ``objective`` of the factory says what outputs and targets mean.
 
     Args:
         spec: one of ``rankfold.zoo.data_names()``, ``imagefolder:DIR``, ``parquet:DIR``, ``package.module:factory``,

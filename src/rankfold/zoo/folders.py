@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from rankfold.zoo.split import Data, Split, hold_out
 IMAGEFOLDER, PARQUET = "imagefolder:", "parquet:"
 ENDINGS = (".jpeg", ".jpg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MEMORY = 1 << 30  # bytes of decoded pictures that are held; of more, each is read when it is asked for
-_NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "dev"), "test": ("test", "val")}
+_NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "dev", "val"), "test": ("test",)}
+_COLOURS = 2  # of how pictures become bytes: those that were kept of another number are made anew
 _HELD = 0.1  # of train, at most so many pictures, where no validation part comes with the data
 _MOST_HELD = 5_000
 _IMAGES, _LABELS = ("image", "img", "pixel_values"), ("label", "labels", "fine_label", "class")
@@ -80,11 +81,11 @@ def load_folder(spec: str, progress: Progress | None = None) -> Data:
     """The data of `imagefolder:DIR` or `parquet:DIR`, as ``load_data`` has it.
 
     `imagefolder:DIR` has DIR/train/CLASS/picture.jpg and the like, `parquet:DIR` files whose names begin with those of
-    the parts, with columns of pictures and of labels. The parts are train, validation (valid, dev) and test (val);
-    where two are there, the second is judged once, as a test part, and validation is held out of train. Settings follow
-    the folder: `imagefolder:DIR,resize=256,crop=224,statistics=imagenet`, or `transform=package.module:function`,
-    which is given a PIL image. Up to 1 GiB of decoded pictures is held and kept in the cache; of more, each is read
-    when it is asked for. Raises ``ZooError``, one sentence.
+    the parts, with columns of pictures and of labels, numbers or names. The parts are train (training), validation
+    (val, valid, dev) and test; where two are there, the second is judged once, as a test part, and validation is held
+    out of train. Settings follow the folder: `imagefolder:DIR,resize=256,crop=224,statistics=imagenet`, or
+    `transform=package.module:function`, which is given a PIL image. Up to 1 GiB of decoded pictures is held and kept in
+    the cache; of more, each is read when it is asked for. Raises ``ZooError``, one sentence.
     """
     kind = IMAGEFOLDER if spec.startswith(IMAGEFOLDER) else PARQUET
     asked = Asked.parsed(spec, kind)
@@ -94,7 +95,8 @@ def load_folder(spec: str, progress: Progress | None = None) -> Data:
     if "train" not in parts or len(parts) < 2:
         there = ", ".join(parts) or "none of them"
         raise ZooError(
-            f"{spec}: the folder must hold parts train and test (or val), and may hold validation: found {there}"
+            f"{spec}: the folder must hold parts train and test, or train and val, and may hold all three: found "
+            f"{there}"
         )
     splits = {name: _split(asked, name, part, progress) for name, part in parts.items()}
     if "test" not in splits:
@@ -121,7 +123,7 @@ def _split(asked: Asked, name: str, part: Part, progress: Progress | None) -> Sp
             return {"images": torch.cat(chunks)}
 
         own = asked.transform.own is not None  # a function may change without its name: nothing is kept of it
-        settings = f"resize={asked.transform.resize} crop={asked.transform.crop}"
+        settings = f"resize={asked.transform.resize} crop={asked.transform.crop} colours={_COLOURS}"
         inputs = (decode() if own else kept(f"folder-{name}", f"{part.identity} {settings}", decode))["images"]
     channels = first.shape[0]
     mean, std = mean[:channels], std[:channels]
@@ -132,8 +134,23 @@ def _split(asked: Asked, name: str, part: Part, progress: Progress | None) -> Sp
     return Split(inputs, part.labels, mean, std)
 
 
+def _parts(asked: Asked, there: Collection[str]) -> dict[str, str]:
+    """Of the names that are there, which one is each part; ``ZooError`` where two are the same part."""
+    found = {}
+    for part, names in _NAMES.items():
+        here = [name for name in names if name in there]
+        if len(here) > 1:
+            raise ZooError(
+                f"{asked.spec}: {' and '.join(here)} are names of one part, {part}: move all but one of them away"
+            )
+        if here:
+            found[part] = here[0]
+    return found
+
+
 def _folders(asked: Asked) -> tuple[dict[str, Part], int]:
-    places = {part: asked.folder / n for part, names in _NAMES.items() for n in names if (asked.folder / n).is_dir()}
+    there = [name for names in _NAMES.values() for name in names if (asked.folder / name).is_dir()]
+    places = {part: asked.folder / name for part, name in _parts(asked, there).items()}
     found = {part: _pictures_of(place) for part, place in places.items()}
     classes = sorted({name for part in found.values() for name, _ in part})
     if len(classes) < 2:
@@ -182,15 +199,14 @@ def _tables(asked: Asked) -> tuple[dict[str, Part], int]:
 
     files: dict[str, list[Path]] = {}
     for file in sorted(asked.folder.rglob("*.parquet")):
-        for part, names in _NAMES.items():
-            if any(file.name.startswith(name) for name in names):
-                files.setdefault(part, []).append(file)
-                break
-    made, classes = {}, 0
-    for part, group in files.items():
-        named = [str(file) for file in group]
+        named = [name for names in _NAMES.values() for name in names if file.name.startswith(name)]
+        if named:
+            files.setdefault(max(named, key=len), []).append(file)
+    tables, told = {}, {}
+    for part, name in _parts(asked, files).items():
+        group = files[name]
         try:
-            table = datasets_library().load_dataset("parquet", data_files={"train": named}, split="train")
+            table = datasets_library().load_dataset("parquet", data_files={"train": [*map(str, group)]}, split="train")
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             raise ZooError(f"{asked.spec}: {group[0]} cannot be read: {' '.join(str(error).split())}") from error
         columns = [next((n for n in names if n in table.column_names), None) for names in (_IMAGES, _LABELS)]
@@ -199,18 +215,35 @@ def _tables(asked: Asked) -> tuple[dict[str, Part], int]:
                 f"{asked.spec}: {group[0].name} has the columns {', '.join(table.column_names)}: one of "
                 f"{', '.join(_IMAGES)} and one of {', '.join(_LABELS)} were expected"
             )
-        labels = torch.as_tensor(table[columns[1]][:] if len(table) else [])
-        if not len(labels) or labels.is_floating_point() or int(labels.min()) < 0:
-            raise ZooError(
-                f"{asked.spec}: {group[0].name}: labels must be whole numbers from 0 on, and there must be at least one"
-            )
-        classes = max(classes, 1 + int(labels.max()))
-        pictures = table.select_columns([columns[0]])
+        tables[part] = group, _reader(table.select_columns([columns[0]]), str(columns[0]))
+        told[part] = f"{asked.spec}: {group[0].name}", table[columns[1]][:]
+    labels, classes = _numbered(told)
+    made = {}
+    for part, (group, reader) in tables.items():
         status = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in group]
-        made[part] = Part(
-            range(len(table)), labels.long(), _reader(pictures, str(columns[0])), _row(group[0].name), repr(status)
-        )
+        made[part] = Part(range(len(labels[part])), labels[part], reader, _row(group[0].name), repr(status))
     return made, classes
+
+
+def _numbered(told: Mapping[str, tuple[str, Sequence[Any]]]) -> tuple[dict[str, Tensor], int]:
+    """Labels of each part, told as numbers or, in all parts, as names, which count in their order; and how many classes
+    there are."""
+    every = {label for _, labels in told.values() for label in labels if isinstance(label, str)}
+    numbers = {name: number for number, name in enumerate(sorted(every))}
+    found = {}
+    for part, (where, labels) in told.items():
+        if None in labels:
+            raise ZooError(
+                f"{where}: picture {list(labels).index(None)} has no label (null): leave such pictures out of the file"
+            )
+        known = [numbers.get(label, -1) for label in labels] if numbers else list(labels)
+        if not known or not all(isinstance(label, int) and label >= 0 for label in known):
+            raise ZooError(
+                f"{where}: labels must be whole numbers from 0 on, or names in every part, and there must be at least "
+                "one"
+            )
+        found[part] = torch.tensor(known, dtype=torch.long)
+    return found, max((1 + int(labels.max()) for labels in found.values()), default=0)
 
 
 def _reader(table: Any, column: str) -> Callable[[int], Any]:

@@ -20,6 +20,7 @@ STATISTICS = {
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
 }
+_SIXTEEN = (1 << 16) - 1
 _THREADS = 8  # decoding leaves the interpreter's lock
 
 
@@ -27,7 +28,8 @@ _THREADS = 8  # decoding leaves the interpreter's lock
 class Transform:
     """The shorter side to ``resize`` pixels, the middle ``crop`` × ``crop`` of it; ``own``: a user's function instead.
 
-    ``own`` is given a PIL image in RGB and returns a tensor or array, (C, H, W) or, of bytes, (H, W, C) too.
+    ``own`` is given a PIL image in RGB, the right way up, and returns a tensor or array, (C, H, W) or, of bytes, (H, W,
+    C) too. Pictures of more than bytes (PIL's modes I and F) it is given as they are.
     """
 
     resize: int = 256
@@ -35,9 +37,10 @@ class Transform:
     own: Callable[[Any], Any] | None = None
 
     def __call__(self, image: Any) -> Tensor:
-        image = image.convert("RGB")
+        image = _upright(image)
         if self.own is not None:
-            return _as_pixels(self.own(image))
+            return _as_pixels(self.own(image if _is_wide(image) else image.convert("RGB")))
+        image = _in_bytes(image).convert("RGB")
         width, height = image.size
         scale = self.resize / min(width, height)
         size = max(self.crop, round(width * scale)), max(self.crop, round(height * scale))
@@ -45,6 +48,33 @@ class Transform:
             image = image.resize(size, resample=2)  # bilinear, as published weights were evaluated
         left, top = (size[0] - self.crop) // 2, (size[1] - self.crop) // 2
         return _as_pixels(np.asarray(image.crop((left, top, left + self.crop, top + self.crop))))
+
+
+def _upright(image: Any) -> Any:
+    """Turned as the camera noted (Exif), which the pixels themselves are not."""
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(image)
+
+
+def _is_wide(image: Any) -> bool:
+    """Whether its numbers are more than bytes: ``I;16``, ``I`` and ``F``, of which PIL makes RGB by cutting at 255."""
+    return image.mode[0] in "IF"
+
+
+def _in_bytes(image: Any) -> Any:
+    """A grey picture of 16 bits on the scale of bytes, others as they are; ``ZooError`` where no scale is known."""
+    if not _is_wide(image):
+        return image
+    from PIL import Image
+
+    values = np.asarray(image)
+    if image.mode == "F" or not 0 <= values.min() <= values.max() <= _SIXTEEN:
+        raise ZooError(
+            f"its pixels run from {values.min():g} to {values.max():g}, and nothing tells what white is: give "
+            "transform=package.module:function, which is given the picture as it is, or pictures of 8 or 16 bits"
+        )
+    return Image.fromarray((values / (_SIXTEEN / 255)).round().astype(np.uint8))
 
 
 def _as_pixels(made: Any) -> Tensor:
@@ -86,18 +116,20 @@ class Pictures:
             found = list(pool.map(self._decoded, chosen))
         return torch.stack(found) if found else self._first.new_empty((0, *self._first.shape))
 
-    def part(self, indices: Tensor) -> Pictures:
+    def part(self, indices: Tensor | Sequence[int]) -> Pictures:
         """Those at ``indices`` (K,), none of them decoded."""
         return replace(self, sources=self._chosen(indices))
 
-    def _chosen(self, index: slice | Tensor) -> Sequence[Any]:
-        return self.sources[index] if isinstance(index, slice) else [self.sources[i] for i in index.tolist()]
+    def _chosen(self, index: slice | Tensor | Sequence[int]) -> Sequence[Any]:
+        if isinstance(index, slice):
+            return self.sources[index]
+        return [self.sources[i] for i in torch.arange(len(self))[index].tolist()]
 
     def _decoded(self, source: Any) -> Tensor:
         try:
             return self.transform(self.open_(source))
-        except ZooError:
-            raise
+        except ZooError as error:
+            raise ZooError(f"{self.name(source)}: {error}") from None
         except Exception as error:  # whatever PIL or a user's transform raises, told with the picture's name
             reason = " ".join(str(error).split())
             raise ZooError(f"{self.name(source)} cannot be read: {type(error).__name__}: {reason}") from error

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -36,12 +36,13 @@ class Samples(Dataset):
         inputs = self.inputs_of[index]
         return (inputs,) if self.labels is None else (inputs, self.labels[index])
 
-    def subset(self, indices: Tensor) -> Samples:
+    def subset(self, indices: Tensor | Sequence[int]) -> Self:
         """The samples at `indices` (K,) int64, in that order."""
         labels = None if self.labels is None else self.labels[indices]
-        return Samples([self.inputs_of[index] for index in indices.tolist()], labels)
+        chosen = torch.arange(len(self))[indices].tolist()
+        return replace(self, inputs_of=[self.inputs_of[index] for index in chosen], labels=labels)
 
-    def take(self, count: int, generator: torch.Generator) -> Samples:
+    def take(self, count: int, generator: torch.Generator) -> Self:
         """`count` samples drawn without replacement; ValueError if there are fewer."""
         if not 0 < count <= len(self):
             raise ValueError(f"{count} samples cannot be taken of {len(self)}")

@@ -1,6 +1,6 @@
 """Samples held in memory, and the three parts of a data set."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil
 from typing import Any, Protocol, Self, TypeVar
@@ -21,8 +21,8 @@ class Split:
 
     `inputs` are a tensor, or `Pictures` that are decoded when they are indexed.
 
-    uint8 inputs are pixels (N, C, H, W), normalised when they are taken: (pixel / scale − mean) / std, with
-    `mean`, `std` (C,) float32. Inputs of another dtype are taken as they are.
+    uint8 inputs (N, C, H, W) or (N, H, W) are pixels, normalised when they are taken: (pixel / scale − mean) / std,
+    with `mean`, `std` (C,) float32. Inputs of another dtype, and vectors (N, K), are taken as they are.
     """
 
     inputs: Tensor
@@ -38,7 +38,7 @@ class Split:
 
     def normalize(self, batch: Tensor) -> Tensor:
         """Stored samples (B, …) to what a model takes: float32 for pixels, unchanged otherwise."""
-        if batch.dtype != torch.uint8:
+        if batch.dtype != torch.uint8 or batch.ndim < 3:
             return batch
         channels = (-1, *(1,) * (batch.ndim - 2))
         return (batch.float() / self.scale - self.mean.view(channels)) / self.std.view(channels)
@@ -61,7 +61,7 @@ class Split:
             raise ValueError("shuffle=True needs a torch.Generator")
         return Batches(self, batch_size, generator if shuffle else None)
 
-    def subset(self, indices: Tensor) -> "Split":
+    def subset(self, indices: Tensor | Sequence[int]) -> "Split":
         """The samples at `indices` (K,) int64, in that order, copied; pictures read when asked for stay so."""
         inputs: Any = self.inputs.part(indices) if isinstance(self.inputs, Pictures) else self.inputs[indices]
         return replace(self, inputs=inputs, labels=self.labels[indices])

@@ -40,10 +40,6 @@ class Texts(Samples):
     def __repr__(self) -> str:
         return f"Texts({len(self):,} samples, {self.cut})"
 
-    def subset(self, indices: Tensor) -> Texts:
-        labels = None if self.labels is None else self.labels[indices]
-        return replace(self, inputs_of=[self.inputs_of[index] for index in indices.tolist()], labels=labels)
-
     def first(self, count: int) -> Texts:
         """The first ``count`` of them, or all where there are no more."""
         return self.between(0, count)
@@ -73,7 +69,8 @@ class Reader:
 
     ``length``: tokens of a window, or at most of a line. ``windows``: at most so many samples of each part, the first.
     ``lines``: each line is a sample, padded, with special tokens; else the text is cut into windows without any.
-    ``vocabulary``: tokens that the model knows; 0 where that is not known. ``objective``: what the model's outputs are.
+    ``vocabulary``: tokens that the model knows; 0 where that is not known. ``positions``: the most that it takes at
+    once; None where that is not known. ``objective``: what the model's outputs are.
     ``answers``: for a whole text, so that a table's labels are read too.
     """
 
@@ -82,6 +79,7 @@ class Reader:
     windows: int | None = None
     lines: bool = False
     vocabulary: int = 0
+    positions: int | None = None
     objective: Objective | None = None
     answers: Answers | None = None
 
@@ -113,6 +111,11 @@ class Reader:
         ids = torch.from_numpy(found.astype(np.int64))
         if ids.dim() == 2:
             self.checked(file, ids)
+            if self.positions is not None and ids.shape[1] > self.positions:
+                raise ZooError(
+                    f"{file}: its windows are {ids.shape[1]} tokens long, and the model takes at most "
+                    f"{self.positions}: give shorter windows, or the tokens in one row (N,), which --length cuts"
+                )
             return self._limited([{"input_ids": row} for row in ids], f"windows of {ids.shape[1]} tokens")
         return self._of_tokens(file, ids)
 
@@ -198,7 +201,8 @@ class Reader:
         if self.windows is not None:
             parts = [part.some(self.windows) for part in parts]
         train, validation, test = parts
-        cut = {"length": self.length} | ({} if self.windows is None else {"windows": self.windows})
+        length = self.length if kind == TEXT[:-1] else _widest(train)
+        cut = {"length": length} | ({} if self.windows is None else {"windows": self.windows})
         if self.answers is not None and any(labels):
             return Data(spec, train, validation, test, len(self.answers.classes) or None, self.answers.objective, cut)
         return Data(spec, train, validation, test, None, self.objective, cut)
@@ -213,6 +217,11 @@ class Reader:
         if not Path(file).exists() and NAME.fullmatch(file.partition("@")[0]):
             return self.of_documents(file, of_hub(file, download), most)
         return self.read(file, most)
+
+
+def _widest(part: Texts) -> int:
+    """Tokens of a window, which a file of windows tells itself."""
+    return max(row["input_ids"].numel() for row in part.inputs_of)
 
 
 def _three(read: Sequence[Texts], spec: str) -> list[Texts]:
@@ -262,7 +271,8 @@ def text(
         tokenizer: the model's own.
         file: plain text in UTF-8, or the column ``text`` of .csv, .tsv, .parquet or .jsonl.
         length: tokens of a window; windows do not overlap and have no special tokens.
-        samples: at most so many, the first; None for all.
+        samples: at most so many, the first, or of a table with labels so many by lot, in the proportions of its
+            classes; None for all.
         lines: each line is a sample of at most ``length`` tokens, with special tokens, padded; ``attention_mask`` says
             what is padding.
         model: one that answers for a whole text (…ForSequenceClassification): each row of a table is a sample, with
@@ -307,4 +317,6 @@ def reader_for(model: Any, tokenizer: Any, length: int | None, windows: int | No
         raise ZooError(f"--length {length}: the model takes at most {longest} tokens")
     objective = CausalLanguageModel() if how.generates else Embedding() if how.vectors else None
     lines, answers = not how.generates, answers_of(model)
-    return Reader(tokenizer, length or min(LENGTH, longest), windows, lines, how.vocabulary, objective, answers)
+    return Reader(
+        tokenizer, length or min(LENGTH, longest), windows, lines, how.vocabulary, how.positions, objective, answers
+    )

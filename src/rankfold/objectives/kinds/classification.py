@@ -127,17 +127,17 @@ class Classification(Objective):
     def measure(self, output: Any, batch: Any, taught: Any = None) -> dict[str, Tensor]:
         scores, target = self.pair(output, batch)
         target = target.argmax(-1) if target.dim() > 1 else target
-        given, classes = scores.argmax(-1), scores.shape[-1]
+        given, classes = likeliest(scores), scores.shape[-1]
         found = {"right": (given == target).sum(), "labels": target.bincount(minlength=classes)}
         if self.areas:
-            cells = (target * classes + given).bincount(minlength=classes * classes)
-            found["confusion"] = cells.reshape(classes, classes)
+            cells = (target * (classes + 1) + given).bincount(minlength=classes * (classes + 1))
+            found["confusion"] = cells.reshape(classes, classes + 1)
         return found
 
     def hits(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
         """Of each sample how many positions are answered rightly, and how many count: (N,) and (N,) int64."""
         self.pair(output, batch)  # refuses targets that do not fit
-        given = main_tensor(output).movedim(self.axis, -1).argmax(-1)
+        given = likeliest(main_tensor(output).movedim(self.axis, -1))
         target = self.target(batch).to(given.device)
         target = target.movedim(self.axis, -1).argmax(-1) if target.is_floating_point() else target.reshape(given.shape)
         counted = target != self.ignore
@@ -150,9 +150,15 @@ class Classification(Objective):
         if not self.areas:
             return (accuracy,), chance
         both = sums["confusion"].diagonal()
-        either = sums["confusion"].sum(0) + sums["confusion"].sum(1) - both
+        either = sums["confusion"].sum(0)[: len(both)] + sums["confusion"].sum(1) - both
         present = either > 0
         return (Figure("mean_iou", float((both / either)[present].mean()), True, "fraction"), accuracy), None
+
+
+def likeliest(scores: Tensor) -> Tensor:
+    """The class with the highest of the scores (…, C); C, which is none, where one of them is NaN."""
+    highest, found = scores.max(-1)
+    return found.masked_fill(highest.isnan(), scores.shape[-1])
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from rankfold.batches import labels_of
 from rankfold.objectives.answer import attention_mask, named_input, unpadded
 from rankfold.objectives.evaluation import Figure, ObjectiveError
-from rankfold.objectives.kinds.classification import Classification
+from rankfold.objectives.kinds.classification import Classification, likeliest
 from rankfold.objectives.units import TOKEN
 
 
@@ -91,7 +91,7 @@ class CausalLanguageModel(Classification):
         sample = torch.arange(len(kept), device=scores.device).unsqueeze(1).expand_as(kept)[kept]
         total = loss.new_zeros(len(kept)).index_add(0, sample, loss)
         tokens = kept.sum(1).double()
-        given = scores.argmax(-1)
+        given = likeliest(scores)
         found = {
             "loss": loss.sum(), "count": tokens.sum(), "right": (given == target).sum(), "samples": (tokens > 0).sum(),
             "loss loss": total.square().sum(), "loss tokens": (total * tokens).sum(), "tokens tokens": tokens @ tokens,

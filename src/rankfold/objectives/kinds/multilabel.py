@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -60,7 +61,8 @@ class MultiLabel(Regression):
 
     def measure(self, output: Any, batch: Any, taught: Any = None) -> dict[str, Tensor]:
         scores, target = self.pair(output, batch)
-        known, yes, wanted = ~target.isnan(), scores > 0, target > 0.5
+        known, lost, wanted = ~target.isnan(), scores.isnan(), target > 0.5
+        yes = torch.where(lost, ~wanted, scores > 0)  # what is no number is no right answer
         return {
             "hits": (yes & wanted & known).sum(), "given": (yes & known).sum(), "wanted": (wanted & known).sum(),
             "right": ((yes == wanted) & known).sum(),

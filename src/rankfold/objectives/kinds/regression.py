@@ -12,7 +12,9 @@ from torch import Tensor
 
 from rankfold.objectives.answer import main_tensor, single
 from rankfold.objectives.base import Objective
-from rankfold.objectives.evaluation import Figure, ObjectiveError
+from rankfold.objectives.evaluation import SPREAD, Figure, ObjectiveError, moments
+
+_TARGETS = f"{SPREAD}of targets"
 
 
 def alike(values: Tensor, target: Tensor) -> bool:
@@ -43,6 +45,11 @@ class Regression(Objective):
 
     def pair(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
         """Outputs and targets (N, K) as rows, with NaN where nothing is known."""
+        given, wanted = self._rows(output, batch)
+        return given, wanted.to(given)
+
+    def _rows(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
+        """The same with targets as precise as they are given."""
         values, target = main_tensor(output), self.target(batch)
         if not isinstance(target, Tensor):
             raise ObjectiveError(f"{self.name}: targets must be a tensor of numbers, got a {type(target).__name__}")
@@ -54,7 +61,7 @@ class Regression(Objective):
             )
         shaped = target.reshape(values.shape)
         wide = values.to(torch.promote_types(values.dtype, torch.float32))
-        return single(wide).flatten(1), single(shaped).flatten(1).to(wide)
+        return single(wide).flatten(1), single(shaped).flatten(1)
 
     def losses(self, output: Any, batch: Any, smoothing: float = 0.0) -> tuple[Tensor, int]:
         given, wanted = self.pair(output, batch)
@@ -64,18 +71,16 @@ class Regression(Objective):
         return F.mse_loss(given[known], wanted[known]), int(known.sum())
 
     def measure(self, output: Any, batch: Any, taught: Any = None) -> dict[str, Tensor]:
-        given, wanted = (part.double() for part in self.pair(output, batch))
+        given, wanted = (part.double() for part in self._rows(output, batch))
         known = ~wanted.isnan()
-        wanted, error = wanted.nan_to_num(), torch.where(known, given - wanted, 0.0)
+        error = torch.where(known, given - wanted, 0.0)
         return {
-            "square": error.square().sum(), "absolute": error.abs().sum(), "known": known.sum(0),
-            "sum": wanted.sum(0), "energy": wanted.square().sum(0),
+            "square": error.square().sum(), "absolute": error.abs().sum(), "known": known.sum(),
+            _TARGETS: moments(wanted, known),
         }  # fmt: skip
 
     def conclude(self, sums: Mapping[str, Tensor]) -> tuple[tuple[Figure, ...], float | None]:
-        count, known = float(sums["known"].sum()), sums["known"].clamp_min(1)
-        spread = float((sums["energy"] - sums["sum"].square() / known).clamp_min(0).sum())
-        square = float(sums["square"])
+        count, spread, square = float(sums["known"]), float(sums[_TARGETS][2].sum()), float(sums["square"])
         root = Figure("rmse", (square / count) ** 0.5, False)
         absolute = Figure("mae", float(sums["absolute"]) / count, False)
         if not spread > 0:  # every target is the same: no variance to explain

@@ -12,7 +12,7 @@ from torch import Tensor
 from rankfold.batches import size_of
 from rankfold.objectives.base import Objective
 from rankfold.objectives.compare import paired
-from rankfold.objectives.evaluation import LEVELS, Figure, ObjectiveError
+from rankfold.objectives.evaluation import SPREAD, Figure, ObjectiveError, moments
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,9 @@ class Teacher(Objective):
         found: dict[str, Tensor] = {"count": torch.tensor(size_of(batch))}
         for index, (now, then) in enumerate(paired(self.answers(output, batch), self.answers(taught, batch))):
             a, b = now.places.double(), then.places.double()
-            positions = len(b) if then.counted is None else int(then.counted.sum())
-            found |= {f"moved {index}": (a - b).square().sum(), f"{LEVELS}{index}": b.sum(0)}
-            found |= {f"energy {index}": b.square().sum(), f"positions {index}": torch.tensor(positions)}
+            counted = b if then.counted is None else b[then.counted.reshape(-1)]
+            found |= {f"moved {index}": (a - b).square().sum(), f"energy {index}": b.square().sum()}
+            found |= {f"{SPREAD}{index}": moments(counted)}
         return found
 
     def conclude(self, sums: Mapping[str, Tensor]) -> tuple[tuple[Figure, ...], float | None]:
@@ -62,7 +62,7 @@ class Teacher(Objective):
         shares = []
         for index in range(sum(name.startswith("moved ") for name in sums)):
             moved, energy = float(sums[f"moved {index}"]), float(sums[f"energy {index}"])
-            mean = float(sums[f"{LEVELS}{index}"].square().sum() / sums[f"positions {index}"])
-            spread = energy - mean if energy - mean > 1e-12 * energy else energy
+            around = float(sums[f"{SPREAD}{index}"][2].sum())
+            spread = around if around > 1e-12 * energy else energy
             shares.append(moved / spread if spread > 0 else float(moved != 0))
         return sum(shares) / len(shares)

@@ -11,6 +11,7 @@ from rankfold.pipeline.collapse.study import CollapseReport
 from rankfold.pipeline.compression.outcome.page import environment
 from rankfold.report.collapse import CollapseData, render_collapse
 from rankfold.run.disk.files import write_atomically
+from rankfold.run.disk.foreign import check_page
 
 
 def collapse_data(found: CollapseReport, model: str, data: str) -> CollapseData:
@@ -68,7 +69,9 @@ def _by_reason(left_out: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 def write_collapse(found: CollapseReport, model: str, data: str, path: str | Path) -> Path:
-    """Write the page to ``path``, whole or not at all; returns the path."""
+    """Write the page to ``path``, whole or not at all; returns the path. ``ValueError`` for a file there that is no
+    page of rankfold."""
     path = Path(path)
+    check_page(path)
     write_atomically(path, render_collapse(collapse_data(found, model, data)).encode())
     return path

@@ -280,10 +280,9 @@ def _check_level(values: Any, known: Mapping[str, Any], prefix: str, source: str
         if isinstance(value, bool) and re.search(r"\b(int|float)\b", str(known.get(key))):  # that would pass for 1
             raise ConfigError(f"{source}: {prefix}{key}: give a number, got {value}")
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, 3, 0.5)
-            said = (
-                f"did you mean {' or '.join(prefix + name for name in near)}?" if near else f"known: {', '.join(known)}"
-            )
+            near = [name for name in known if "".join(word[0] for word in name.split("_")) == key]  # lr
+            near = [prefix + name for name in near or difflib.get_close_matches(str(key), known, 3, 0.5)]
+            said = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
             raise ConfigError(f"{source}: unknown key {prefix}{key}; {said}")
 
 

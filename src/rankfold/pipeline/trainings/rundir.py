@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from rankfold.linalg.brief import brief
 from rankfold.objectives import Evaluation
 from rankfold.pipeline.trainings.config import ConfigError, TrainConfig, parse, read
+from rankfold.pipeline.trainings.inputs import INPUTS, check_inputs
 from rankfold.run.disk.container import FAULTS, read_object, said
 from rankfold.run.disk.files import write_atomically
 from rankfold.run.place import Place
@@ -19,7 +20,7 @@ from rankfold.store import saved_files
 # What may differ between two commands that continue each other.
 FREE = ("out", "threads", "device", "download", "tensorboard")
 SMALL = "small"  # the network in its factors, where it was trained at low rank
-_OWN = ("result.json", "model.safetensors", "spectra.*", "checkpoint*", "metrics.jsonl", "config.yaml")
+_OWN = ("result.json", "model.safetensors", "spectra.*", "checkpoint*", "metrics.jsonl", INPUTS, "config.yaml")
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,12 @@ class TrainResult:
     """What a run reached: all figures are of the folded, ordinary network in `model.safetensors`.
 
     `validation` and `test` are what the objective says, losses included; of classifiers `validation_accuracy` and the
-    like are their parts. `best_epoch`: whose weights were kept, by validation; 0 is the start. The test split was seen
-    once, by the end. `params` of the ordinary network, `trained_params` with all factors; `ranks` of layers that were
-    trained at low rank, and `small` the directory with these in their factors, of `small_params` (a layer that would
-    grow stays dense there), None where there are none; `dlrt` and `way` are what was asked for, None where it was not.
-    `seconds`: of all epochs. `warning`: a sentence if training broke down (None: it did not).
+    like are their parts. `test` is None where the data have no such part. `best_epoch`: whose weights were kept, by
+    validation; 0 is the start. The test split was seen once, by the end. `params` of the ordinary network,
+    `trained_params` with all factors; `ranks` of layers that were trained at low rank, and `small` the directory with
+    these in their factors, of `small_params` (a layer that would grow stays dense there), None where there are none;
+    `dlrt` and `way` are what was asked for, None where it was not. `seconds`: of all epochs. `warning`: a sentence if
+    training broke down (None: it did not).
     """
 
     model: str
@@ -42,7 +44,7 @@ class TrainResult:
     epochs: int
     best_epoch: int
     validation: Evaluation
-    test: Evaluation
+    test: Evaluation | None
     params: int
     trained_params: int
     seconds: float
@@ -66,7 +68,9 @@ class TrainResult:
 
     @property
     def test_accuracy(self) -> float:
-        """In [0, 1]; AttributeError for objectives without one."""
+        """In [0, 1]; AttributeError for objectives without one, and for data without a test part."""
+        if self.test is None:
+            raise AttributeError("the data had no test part: its figures are those of validation")
         return self.test.accuracy
 
     @property
@@ -81,13 +85,16 @@ class TrainResult:
                 values[key] = value
                 continue
             score = self.validation if key == "validation" else self.test
+            if score is None:
+                continue
             values |= {f"{key}_{figure}": number for figure, number in score.values.items()}
             values[f"{key}_loss"] = score.loss
         return values
 
     def state(self) -> dict[str, Any]:
         """What `result.json` holds; `from_state` is the inverse."""
-        return self.to_dict() | {"scores": {"validation": self.validation.to_dict(), "test": self.test.to_dict()}}
+        test = None if self.test is None else self.test.to_dict()
+        return self.to_dict() | {"scores": {"validation": self.validation.to_dict(), "test": test}}
 
     @classmethod
     def from_state(cls, values: Mapping[str, Any]) -> TrainResult:
@@ -100,7 +107,7 @@ class TrainResult:
             part: {"accuracy": values[f"{part}_accuracy"], "loss": values[f"{part}_loss"], "count": 0}
             for part in ("validation", "test")
         }
-        own |= {part: Evaluation.from_dict(scores[part]) for part in ("validation", "test")}
+        own |= {part: scores[part] and Evaluation.from_dict(scores[part]) for part in ("validation", "test")}
         return cls(**own)
 
 
@@ -136,12 +143,16 @@ def write_result(place: Path, result: TrainResult) -> None:
     write_atomically(place / "result.json", f"{text}\n".encode())
 
 
-def finished(config: TrainConfig) -> TrainResult | None:
-    """The result that is there already for just this configuration; None if there is none."""
+def finished(config: TrainConfig, data: Callable[[], Mapping[str, Any]]) -> TrainResult | None:
+    """The result that is there already for just this configuration; None if there is none. ConfigError where it was
+    made from other weights or other ``data``, of which this is the content (`inputs`)."""
     place = Path(config.out)
     if not (place / "config.yaml").exists() or PLACE.differing(place, config.to_dict()):
         return None
-    return read_result(place)
+    found = read_result(place)
+    if found is not None:
+        check_inputs(config, data)
+    return found
 
 
 PLACE = Place(
@@ -154,5 +165,5 @@ PLACE = Place(
     error=ConfigError,
     free=FREE,
     prefix="out: ",
-    ours=("metrics.jsonl", "spectra.*", "checkpoint*", "tensorboard"),
+    ours=("metrics.jsonl", INPUTS, "spectra.*", "checkpoint*", "tensorboard"),
 )

@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -18,6 +18,7 @@ import pandas as pd
 from rankfold.linalg.brief import brief
 from rankfold.objectives import Figure
 from rankfold.pipeline.trainings.config import ConfigError, TrainConfig, at_key, parse, with_key
+from rankfold.pipeline.trainings.inputs import content_of
 from rankfold.pipeline.trainings.rundir import FREE, TrainResult, finished
 from rankfold.pipeline.trainings.selection import SELECTED, selection
 from rankfold.pipeline.trainings.training import train
@@ -27,6 +28,7 @@ from rankfold.run.disk.files import write_atomically
 from rankfold.run.disk.foreign import check_replaceable
 from rankfold.run.progress import Progress, Tell, shown
 from rankfold.train import TrainingError
+from rankfold.zoo import load_data
 
 _LOOK, _GONE = 10.0, 300.0  # seconds between looks for the sweep; without a sign of it, on another machine
 _ACCURACY = Figure("accuracy", float("nan"), True, "fraction")
@@ -139,20 +141,26 @@ class _Runs:
     """Each run in the directory that its configuration names, seen from ``here``.
 
     ``sweep``: directory of the sweep and mark of its claim, where runs must look whether it lives; they end, with
-    their checkpoints kept, soon after it has.
+    their checkpoints kept, soon after it has. ``known``: what is in data that were looked at.
     """
 
     here: Path
     restart: bool
     sweep: tuple[str, str] | None = None
+    known: dict[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def name(self, config: TrainConfig) -> str:
         return config.out
 
     def read(self, config: TrainConfig) -> TrainResult | str | None:
         with suppress(ConfigError):  # a damaged result: what is to be done is said in its row
-            return None if self.restart else finished(self._seen(config))
+            return None if self.restart else finished(self._seen(config), lambda: self._content(config))
         return None
+
+    def _content(self, config: TrainConfig) -> Mapping[str, Any]:
+        if config.data not in self.known:
+            self.known[config.data] = content_of(load_data(config.data, download=config.download))
+        return self.known[config.data]
 
     def do(self, config: TrainConfig, progress: Progress) -> TrainResult | str:
         watched = progress if self.sweep is None else _while_held(*self.sweep, progress)
@@ -193,7 +201,7 @@ def _row(asked: Sweep, config: TrainConfig, outcome: TrainResult | str, kind: Fi
     if isinstance(outcome, str):
         return row | {"error": outcome, "warning": None, "directory": config.out, **dict.fromkeys(names)}
     values = outcome.to_dict()
-    figures = {name: values[name] for name in names}
+    figures = {name: values.get(name) for name in names}  # data may have no test part
     return row | {"error": None, "warning": outcome.warning, "directory": config.out, **figures}
 
 

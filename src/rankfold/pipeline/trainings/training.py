@@ -17,6 +17,7 @@ from rankfold.induce.places import ranks_of, trained_numbers
 from rankfold.objectives import Inferred
 from rankfold.pipeline.trainings.config import ConfigError, TrainConfig
 from rankfold.pipeline.trainings.factored import save_factored
+from rankfold.pipeline.trainings.inputs import content_of, note_inputs
 from rankfold.pipeline.trainings.rundir import PLACE, SMALL, TrainResult, finished, read_result, write_result
 from rankfold.record import SpectrumRecorder
 from rankfold.run.disk.container import packed
@@ -31,12 +32,13 @@ from rankfold.zoo import Data, load_data, load_weights, resolve
 def train(config: TrainConfig, *, restart: bool = False, tell: Tell | None = None) -> TrainResult:
     """Train what `config` asks for and leave the finished run in `config.out`.
 
-    There: `config.yaml`, `metrics.jsonl` (a line for each epoch), `checkpoint*`, `model.safetensors` (the ordinary
-    network, folded, of the best epoch on the validation split), `small/` (the same network in its factors, where it was
-    trained at low rank), `result.json`, and, where asked for, `spectra.{safetensors,csv,svg}` and `tensorboard/`. Each
-    file is whole or absent; `result.json` comes last. The same
-    call resumes an interrupted run and computes, on the same machine with the same number of threads, the same
-    weights; a finished one is only read back. Under torchrun every process makes this call; the first alone writes.
+    There: `config.yaml`, `inputs.json` (what weights and data were), `metrics.jsonl` (a line for each epoch),
+    `checkpoint*`, `model.safetensors` (the ordinary network, folded, of the best epoch on the validation split),
+    `small/` (the same network in its factors, where it was trained at low rank), `result.json`, and, where asked for,
+    `spectra.{safetensors,csv,svg}` and `tensorboard/`. Each file is whole or absent; `result.json` comes last. The same
+    call resumes an interrupted run and computes, on the same machine with the same number of threads, the same weights;
+    a finished one is only read back. Other weights or data under the same names are refused. Under torchrun every
+    process makes this call; the first alone writes.
 
     Raises `ConfigError`, `ZooError`, `TrainingError` with one sentence. A loss that is not finite is a TrainingError:
     the checkpoint of the last good epoch stays.
@@ -45,7 +47,7 @@ def train(config: TrainConfig, *, restart: bool = False, tell: Tell | None = Non
     with _threads(config.threads), joined(device, TrainingError) as team, ExitStack() as stack:
         tell = stack.enter_context(shown(tell if team.first else Tell()))
         place = Path(config.out)
-        done = team.shared(lambda: None if restart else finished(config))
+        done = team.shared(lambda: None if restart else finished(config, lambda: content_of(_load(config, tell))))
         if done is None:
             team.shared(lambda: PLACE.check(place))
             with checkpoint.claimed(place, team):
@@ -65,6 +67,7 @@ def _trained(config: TrainConfig, device: torch.device, tell: Tell, team: Team) 
         data = _load(config, tell)
         model = built(config, data).to(device)
         teacher = None if config.teacher is None else _teacher(config, data).to(device)
+    team.shared(lambda: note_inputs(config, data))
     history = _fitted(config, model, data, teacher, Path(config.out), tell, team)
     size, ranks = trained_numbers(model), ranks_of(model)
     if ranks:
@@ -232,7 +235,9 @@ def _delivered(
     judged = choose(model, data.train, config.objective or data.objective)
     chosen = judged.objective
     validation = evaluate(model, data.validation, role="validation", objective=chosen, teacher=teacher)
-    test = evaluate(model, data.test, role="test", objective=chosen, teacher=teacher)
+    test = None
+    if data.test is not None:
+        test = evaluate(model, data.test, role="test", objective=chosen, teacher=teacher)
     result = TrainResult(
         model=config.model,
         data=config.data,

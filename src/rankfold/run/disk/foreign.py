@@ -8,6 +8,9 @@ from typing import Any
 
 from rankfold.run.disk.container import parsed
 
+_HEAD = 1024  # bytes, in which every page of rankfold, of any version, forbids itself to fetch anything
+_PAGE = b"""content="default-src 'none'; style-src 'unsafe-inline'"""
+
 
 def check_replaceable(
     directory: Path,
@@ -25,9 +28,17 @@ def check_replaceable(
         raise error(foreign(there[0]))
 
 
-def foreign(file: Path) -> str:
+def check_page(file: Path) -> None:
+    """``ValueError``, before any work, where a page would replace a file that is no page of rankfold."""
+    if file.is_file():
+        with file.open("rb") as opened:
+            if (head := opened.read(_HEAD)) and _PAGE not in head:
+                raise ValueError(foreign(file, "file"))
+
+
+def foreign(file: Path, other: str = "directory") -> str:
     """What is said of a file that is left alone."""
-    return f"{file} is there already, and rankfold did not write it: give another directory, or move it first"
+    return f"{file} is there already, and rankfold did not write it: give another {other}, or move it first"
 
 
 def _told(report: Path, ours: Callable[[Any], bool]) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -32,43 +34,65 @@ class Answers:
     def objective(self) -> Objective:
         return MultiLabel() if self.several else Classification() if self.classes else Regression()
 
+    @cached_property
+    def known(self) -> Mapping[str, int]:
+        """Classes by what may be written for them: their names, and their numbers where no name is the number of
+        another class, since a label must not mean another class in another file."""
+        numbers = {str(number): number for number in self.classes.values()}
+        clash = any(numbers.get(name, number) != number for name, number in self.classes.items())
+        return self.classes if clash else {**numbers, **self.classes}
+
     def of(self, file: Path, values: Sequence[Any]) -> Tensor:
         """Labels (N,) int64 of a column of classes, by name or number; (N, K) float32 of several; (N, 1) float32 of
         numbers. ``ZooError`` for one that the model does not know."""
         if self.several:
-            return torch.stack([self._marked(file, row, value) for row, value in enumerate(values, 1)])
+            return torch.stack(self._marked(file, values))
         if not self.classes:
             return torch.tensor([[_number(file, row, value)] for row, value in enumerate(values, 1)])
-        told = [_written(value) for value in values]
-        numbers = {str(number): number for number in range(len(self.classes))}
-        known = numbers if set(told) <= numbers.keys() else self.classes
-        for row, value in enumerate(told, 1):
-            self._check(file, row, value, known)
-        return torch.tensor([known[value] for value in told])
+        return torch.tensor([self._class(file, row, value) for row, value in enumerate(values, 1)])
 
-    def _check(self, file: Path, row: int, value: Any, known: Container[Any]) -> None:
-        if value not in known:
-            raise ZooError(
-                f"{file}, row {row}: the label {str(value)[:40]!r} is none of the model's classes, "
-                f"{', '.join(self.classes)}, nor a number from 0 to {len(self.classes) - 1}: name them in its "
-                "config.json (id2label), or write numbers"
-            )
+    def _class(self, file: Path, row: int, value: Any) -> int:
+        for told in (str(value), _written(value)):
+            if told in self.known:
+                return self.known[told]
+        numbers = f", nor a number from 0 to {len(self.classes) - 1}"
+        if self.known is self.classes:
+            numbers = ", whose names are numbers, so that they alone count"
+        raise ZooError(
+            f"{file}, row {row}: the label {str(value)[:40]!r} is none of the model's classes, "
+            f"{', '.join(self.classes)}{numbers}: write one of these, or name them otherwise in its config.json "
+            "(id2label)"
+        )
 
-    def _marked(self, file: Path, row: int, value: Any) -> Tensor:
-        """A 1 for each class that a list names, or has a 1 for."""
+    def _marked(self, file: Path, values: Sequence[Any]) -> list[Tensor]:
+        """For each list a 1 for each class that it names, or has a 1 for."""
         count = len(self.classes)
-        if not isinstance(value, list):
-            raise ZooError(
-                f"{file}, row {row}: the model answers with several classes, and the label is no list of them: give "
-                "JSON lines or Parquet with a list in each row"
-            )
-        if len(value) == count and set(value) <= {0, 1}:
-            return torch.tensor(value, dtype=torch.float32)
-        marked = torch.zeros(count)
-        for name in map(str, value):
-            self._check(file, row, name, self.classes)
-            marked[self.classes[name]] = 1
-        return marked
+        for row, value in enumerate(values, 1):
+            if not isinstance(value, list):
+                raise ZooError(
+                    f"{file}, row {row}: the model answers with several classes, and the label is no list of them: "
+                    "give JSON lines or Parquet with a list in each row"
+                )
+        marks = [len(value) == count and all(one in (0, 1) for one in value) for value in values]
+        numbered = any(value and not isinstance(value[0], str) for value, one in zip(values, marks) if not one)
+        found = []
+        for row, (value, one) in enumerate(zip(values, marks, strict=True), 1):
+            if one and numbered and len(set(value)) == count:  # of two classes
+                raise ZooError(
+                    f"{file}, row {row}: the label {value} is both classes by their numbers, or a 1 for one of them: "
+                    f"write their names, {', '.join(self.classes)}"
+                )
+            if one:
+                found.append(torch.tensor(value, dtype=torch.float32))
+                continue
+            classes = [self._class(file, row, each) for each in value]
+            if len(set(classes)) < len(classes) and not all(isinstance(each, str) for each in value):
+                raise ZooError(
+                    f"{file}, row {row}: the label {str(value)[:40]} has a class twice: give each class once, or "
+                    f"{count} numbers, 1 for each class that it has and 0 for the others"
+                )
+            found.append(torch.zeros(count).index_fill(0, torch.tensor(classes, dtype=torch.long), 1))
+        return found
 
 
 def _number(file: Path, row: int, value: Any) -> float:
@@ -128,6 +152,6 @@ def _whole(file: Path, names: Sequence[str]) -> Iterator[tuple[Any, ...]]:
 
 
 def _written(value: Any) -> str:
-    """A label as it is written; 1.0 is 1."""
+    """A label as it is written; 1.0 is 1, also in text."""
     whole = isinstance(value, float) and value.is_integer()
-    return str(int(value)) if whole or isinstance(value, bool) else str(value)
+    return str(int(value)) if whole or isinstance(value, bool) else re.sub(r"(?<=\d)\.0+$", "", str(value))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rankfold.cli.checks import check_idle
 from rankfold.cli.options import (
     DataName,
     DeviceName,
@@ -38,8 +39,11 @@ def analyze(
     length: Length = None,
     windows: Windows = None,
     out: Annotated[
-        Path, typer.Option("-o", "--out", metavar="DIR", help="Where spectra.svg, sites.csv and sites.json go.")
-    ] = Path("spectra"),
+        Path | None,
+        typer.Option(
+            "-o", "--out", metavar="DIR", help="Where spectra.svg, sites.csv and sites.json go. Default: spectra."
+        ),
+    ] = None,
     only: Only = [],  # noqa: B006  # typer copies it
     exclude: Exclude = [],  # noqa: B006
     no_plots: Annotated[bool, typer.Option("--no-plots", help="Only print, and write no files.")] = False,
@@ -61,11 +65,16 @@ def analyze(
     from rankfold.pipeline import analyse, calibration_part, samples_of
     from rankfold.run.progress import Talk
 
+    if data is None:
+        check_idle("without --data", samples=samples != 2048, seed=seed)
+    if no_plots:
+        check_idle("with --no-plots, which writes no files", out=out)
+    folder = out or Path("spectra")
     set_threads(threads)
     if not no_plots:
         from rankfold.pipeline.drawing import check_analysis, write_analysis  # brings matplotlib
 
-        check_analysis(out)
+        check_analysis(folder)
     with Talk() as talk, computing(device, precision) as place:
         loaded = open_model(
             model, weights, data, download, talk, trained=False, own_data=False, cut=Cut(length, windows)
@@ -80,7 +89,7 @@ def analyze(
             loaded.model, part, samples=samples_of(part, samples), where=where, progress=talk.progress
         )
         if not no_plots:
-            for file in write_analysis(rows, found, out):
+            for file in write_analysis(rows, found, folder):
                 talk.say(f"wrote {file}")
     if as_json:
         print_json(

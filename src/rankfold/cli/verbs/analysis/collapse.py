@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rankfold.cli.checks import check_is_file
+from rankfold.cli.checks import check_is_page
 from rankfold.cli.options import (
     DataName,
     DeviceName,
@@ -86,7 +86,7 @@ def collapse(
     from rankfold.run.progress import Talk
 
     set_threads(threads)
-    check_is_file(out, "collapse.html")
+    check_is_page(out, "collapse.html")
     with Talk() as talk, computing(device, precision) as place:
         loaded = open_model(model, weights, data, download, talk, trained=False, own_data=True).to(place)
         if loaded.drawn:

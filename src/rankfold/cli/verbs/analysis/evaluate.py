@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from enum import StrEnum
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -59,7 +60,7 @@ def evaluate(
         typer.Option(
             "--original",
             metavar="FILE",
-            help="Weights, or the folder, of the network that DIR was made from, to compare its outputs with.",
+            help="Weights, or the folder, of the network that DIR was made from, to compare with.",
         ),
     ] = None,
     target: Annotated[
@@ -101,18 +102,18 @@ def evaluate(
         if noted is not None and samples.objective is None and objective is None:
             chosen = replace(chosen, why=f"as {model} was made")
         talk.say(str(chosen))
-        compared = not chosen.objective.labelled or (original is not None and chosen.objective.compares)
-        teacher = original_of(loaded, original).to(place) if compared else None
+        needed = original is not None or not chosen.objective.labelled
+        beside = original_of(loaded, original).to(place) if needed else None
+        teacher = beside if chosen.objective.compares else None
         talk.say(f"evaluating {loaded.spec} on {samples.amount(split)} of {samples.name}")
         found = figures(
             {"model": loaded.model}, part, example, batches=(batch,), objective=chosen.objective, teacher=teacher
         )["model"]
         beforehand = None
-        if teacher is not None and chosen.objective.labelled:
-            beforehand = score(teacher, part, role=split, objective=chosen.objective)
+        if beside is not None and chosen.objective.labelled:
+            beforehand = score(beside, part, role=split, objective=chosen.objective)
         times = dict[str, float]()
         if target is not TargetName.eager:
-            beside = teacher if original is None or teacher is not None else original_of(loaded, original).to(place)
             timed = {"model": loaded.model} | ({} if beside is None else {"original": beside})
             talk.say(f"timing on {target.value}")
             on: Target = "compile" if target is TargetName.compile else "onnxruntime"
@@ -149,3 +150,5 @@ def evaluate(
     print_table((loaded.spec, f"{samples.name}, {split}"), rows, left=(0, 1))
     if how:
         print(f"note: {how}")
+    if not isfinite(found.loss):
+        print(f"note: the loss is {found.loss}: outputs of the model are NaN or infinite, for some samples or for all")

@@ -21,11 +21,11 @@ def report(
 
     Reads what compress has kept; runs nothing. Each DIR has a report.html of its own.
     """
-    from rankfold.cli.checks import check_is_file
+    from rankfold.cli.checks import check_is_page
     from rankfold.cli.printing import print_json
     from rankfold.pipeline.comparing import write_comparison
 
-    check_is_file(out, "comparison.html")
+    check_is_page(out, "comparison.html")
     file = write_comparison(directories, out)
     if as_json:
         print_json({"file": str(file), "directories": [str(directory) for directory in directories]})

@@ -159,7 +159,7 @@ def adapt(
     """Adapt a trained network to data by updates of low rank, and save an ordinary LoRA adapter.
 
     Every method ends with at most --budget numbers. The same command goes on after an interruption. Epochs are chosen
-    on the validation split; the figures are those of the test split.
+    on the validation split; the figures are those of the test split, or of validation where there is none.
 
     With --original the adapter is one of a compressed network's factors, trained without labels to what the original
     gives, and merged into them: ranks and size stay.

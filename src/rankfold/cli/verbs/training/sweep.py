@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rankfold.cli.failure import stopped
+from rankfold.cli.failure import FAILED, stopped
 from rankfold.cli.options import Download, Json, ObjectiveName, Restart, Threads
 from rankfold.cli.printing import print_json, print_table
 from rankfold.cli.verbs.training.train import Settings, TrainDevice, TrainPrecision, trained_with
@@ -68,8 +68,10 @@ def sweep(
             raise stopped(True) from None
     if as_json:
         print_json(result.to_dict())
-        return
-    print_sweep(result)
+    else:
+        print_sweep(result)
+    if result.runs["error"].notna().all():
+        raise typer.Exit(FAILED)
 
 
 def print_sweep(result: SweepResult) -> None:

@@ -109,7 +109,7 @@ def print_result(result: TrainResult) -> None:
         how = "low rank from the first step" if result.way is None else f"low rank by {result.way['name']}"
     rows = [
         (f"validation {judged.name}", f"{judged.text}, of epoch {result.best_epoch}"),
-        (f"test {judged.name}", result.test.judged.text),
+        *([] if result.test is None else [(f"test {judged.name}", result.test.judged.text)]),
         ("parameters", f"{count(result.params)}{composed}"),
         ("training", f"{result.seconds:.1f} s, {result.epochs} epochs, seed {result.seed}"),
     ]
