@@ -20,8 +20,8 @@ from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.ranks.budget import Ranks
 from rankfold.costs import check, measure, model_cost
-from rankfold.layers import LowRankConv1D, LowRankLinear
-from rankfold.sites import Form, setting_of, sites
+from rankfold.layers import FactoredWriteError, LowRankConv1D, LowRankLinear
+from rankfold.sites import Form, opened, setting_of, sites
 
 X = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0))
 
@@ -103,6 +103,81 @@ def test_a_weight_that_is_read_otherwise_is_kept_with_the_reason(read: str):
     assert made["a"].form is Form.KEEP
     assert "outside of the layer's own call" in made["a"].note
     assert check(made.after, apply_(copy.deepcopy(model), made), X) == ""
+
+
+class ReadsInside(nn.Module):
+    """``read`` looks at attributes of the modules that hide their matrices."""
+
+    def __init__(self, read) -> None:
+        super().__init__()
+        self.a = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.r = nn.LSTM(16, 16, batch_first=True, bidirectional=True)
+        self.g, self.c = nn.RNN(32, 16, batch_first=True), nn.LSTMCell(16, 16)
+        self.l, self.read = nn.Linear(16, 64), read
+
+    def forward(self, x):
+        x = self.read(self, x)
+        x = self.g(self.r(self.a(x, x, x)[0])[0])[0]
+        return self.l(x + self.c(x[:, -1])[0][:, None])
+
+
+def _attention(s, x):
+    y, a = x.transpose(0, 1), s.a
+    given = (a.in_proj_weight, a.in_proj_bias, None, None, False, 0.0, a.out_proj.weight, a.out_proj.bias)
+    return F.multi_head_attention_forward(y, y, y, 16, 2, *given)[0].transpose(0, 1)
+
+
+QKV = ("a.q_proj", "a.k_proj", "a.v_proj")
+INSIDE = {  # what is read, the sites that are kept for it
+    "weight_ih_l0": (lambda s, x: x.to(s.r.weight_ih_l0.dtype).to(s.r.weight_hh_l0_reverse.device), ()),
+    "bias": (lambda s, x: x if s.r.bias and s.c.bias and s.g.bias_ih_l0 is not None else -x, ()),
+    "all_weights": (lambda s, x: x * len(s.r.all_weights[0]), ()),
+    "values of all_weights": (lambda s, x: x * sum(w.sum() for w in s.g.all_weights[0]), ("g.ih_l0", "g.hh_l0")),
+    "a product with it": (lambda s, x: F.linear(x, s.g.weight_hh_l0), ()),
+    "_flat_weights": (lambda s, x: x.to(s.r._flat_weights[0].dtype), ()),
+    "nonlinearity": (lambda s, x: x if s.g.nonlinearity == "tanh" else -x, ()),
+    "weight_hh": (lambda s, x: x[..., : s.c.weight_hh.shape[1] + 0 * len(s.c.bias_ih)], ()),
+    "in_proj_weight": (lambda s, x: x.to(s.a.in_proj_weight.dtype)[..., : s.a.in_proj_weight.shape[1]], ()),
+    "in_proj_bias": (lambda s, x: x.to(s.a.in_proj_bias.dtype), ()),
+    "q_proj_weight": (
+        lambda s, x: x.to((s.a.in_proj_weight if s.a._qkv_same_embed_dim else s.a.q_proj_weight).dtype),
+        (),
+    ),
+    "a product with in_proj": (lambda s, x: F.linear(x, s.a.in_proj_weight, s.a.in_proj_bias)[..., :16], ()),
+    "a part of in_proj": (lambda s, x: F.linear(x, s.a.in_proj_weight[:16]), QKV),
+    "attention by itself": (_attention, (*QKV, "a.out_proj")),
+}
+
+
+@pytest.mark.parametrize("read", INSIDE)
+def test_a_model_that_looks_into_its_recurrent_layers_and_attention_is_counted_and_planned(read: str):
+    how, kept = INSIDE[read]
+    torch.manual_seed(0)
+    model, x = ReadsInside(how).eval(), torch.randn(2, 5, 16)
+    expected = model(x)
+    made = plan(model, "params=0.6", "truncate", example=x)
+    assert {name for name in (*QKV, "a.out_proj", "g.ih_l0", "g.hh_l0") if made[name].note} == set(kept)
+    assert all("outside of the layer's own call" in made[name].note for name in kept)
+    small = apply_(copy.deepcopy(model), made)
+    assert small(x).shape == expected.shape
+    assert check(made.after, small, x) == ""
+    with opened(model):
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_joined_to_be_read_hands_gradients_on_and_refuses_to_be_written_to():
+    whole, x = nn.ModuleList([nn.MultiheadAttention(16, 2)]), torch.randn(3, 16)
+    F.linear(x, whole[0].in_proj_weight).square().sum().backward()
+    wanted = whole[0].in_proj_weight.grad
+    with opened(whole):
+        attention = whole[0]
+        assert attention.in_proj_weight.requires_grad
+        (attention.in_proj_weight @ x.T).square().sum().backward()
+        found = torch.cat([attention.get_submodule(name.removeprefix("a.")).weight.grad for name in QKV])
+        torch.testing.assert_close(found, wanted)
+        for joined in (attention.in_proj_weight, attention.in_proj_bias):
+            with pytest.raises(FactoredWriteError):
+                joined.data.clamp_(-1, 1)
 
 
 HELD = {  # attribute, whether its layer can be replaced there
