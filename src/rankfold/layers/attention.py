@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankfold.layers.weights.joined import Joined
+from rankfold.layers.weights.reading import made_to_be_read
 from rankfold.layers.weights.scripting import EXCLUDED, Traced
 from rankfold.layers.weights.weight import guarded, weight_of
 
@@ -42,6 +43,7 @@ class SplitAttention(Traced):
         return [self.q_proj, self.k_proj, self.v_proj]
 
     @property
+    @made_to_be_read
     def in_proj_weight(self) -> Tensor | None:
         """(3·width, width), None where keys or values have another width; refuses to be written to."""
         if self.kdim != self.embed_dim or self.vdim != self.embed_dim:
@@ -49,6 +51,7 @@ class SplitAttention(Traced):
         return weight_of(Joined(), [project.weight for project in self._projections])
 
     @property
+    @made_to_be_read
     def in_proj_bias(self) -> Tensor | None:
         """(3·width), zeros where one has none, None where no one has any; refuses to be written to."""
         biases = [project.bias for project in self._projections]

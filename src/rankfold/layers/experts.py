@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rankfold.layers.weights.reading import made_to_be_read
 from rankfold.layers.weights.refuse import RefusesWeight
 from rankfold.layers.weights.scripting import EXCLUDED, Traced
 from rankfold.layers.weights.weight import guarded
@@ -105,6 +106,7 @@ class LowRankEnter(RefusesWeight, nn.Module):
         self.up = Enter(nn.Parameter(torch.empty(experts, width, rank, **factory)))
 
     @property
+    @made_to_be_read
     def weight(self) -> Tensor:
         """The dense weight (experts, width, n), formed at each read; refuses to be written to."""
         return guarded(self.up.weight @ self.down.weight)
@@ -125,6 +127,7 @@ class LowRankLeave(RefusesWeight, nn.Module):
         self.up = nn.Linear(rank, outputs, bias=False, **factory)
 
     @property
+    @made_to_be_read
     def weight(self) -> Tensor:
         """The dense weight (experts, m, inner), formed at each read; refuses to be written to."""
         return guarded(self.up.weight @ self.down.weight)
