@@ -180,6 +180,37 @@ def test_what_is_joined_to_be_read_hands_gradients_on_and_refuses_to_be_written_
                 joined.data.clamp_(-1, 1)
 
 
+WRITING = {  # what a hook of the layer's own does with its weight
+    "data": lambda layer: layer.weight.data.clamp_(-0.3, 0.3),
+    "in place": lambda layer: torch.no_grad()(layer.weight.div_)(2),
+    "set": lambda layer: setattr(layer.weight, "data", layer.weight.data.renorm(2, 0, 1.0)),
+    "row": lambda layer: layer.weight.detach().__setitem__(0, 0.0),
+    "out": lambda layer: torch.no_grad()(torch.clamp)(layer.weight, -1, 1, out=layer.weight.data),
+    "drawn": lambda layer: nn.init.normal_(layer.weight),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sequential writes into its own weights")
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("how", WRITING)
+def test_a_layer_whose_own_hook_writes_into_its_weight_is_kept(how: str, when: str):
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32)).eval()
+    register = model[0].register_forward_pre_hook if when == "before" else model[0].register_forward_hook
+    register(lambda layer, *_: (WRITING[how](layer), None)[1])
+    made = plan(model, "params=0.8", "truncate", example=X)
+    assert made["0"].form is Form.KEEP
+    assert made["0"].note.startswith("its weight is written by ")
+    assert check(made.after, apply_(model, made), X) == ""
+
+
+def test_hooks_that_widen_a_layer_or_only_look_at_it_are_no_writing():
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32)).eval()
+    model[0].register_forward_pre_hook(lambda layer, args: (layer.double(), (args[0].double(),))[1])
+    model[0].register_forward_hook(lambda layer, args, output: (layer.float(), output.float())[1])
+    model[1].register_forward_pre_hook(lambda layer, args: layer.weight.norm().clamp_(min=1) and None)
+    assert all(not entry.note for entry in plan(model, "params=0.8", "truncate", example=X).entries)
+
+
 HELD = {  # attribute, whether its layer can be replaced there
     "a list of bound methods": (lambda a: [a.forward], True),
     "a bound method": (lambda a: a.forward, True),
@@ -303,6 +334,79 @@ SEEN = {
         4 * 2 * 5 * 64 + 4 * 5 * 6 * 8,
     ),
 }  # fmt: skip
+
+
+def _thin(size: int) -> torch.Tensor:
+    matrix = torch.zeros(size, size)
+    matrix[0, 1] = matrix[2, 3] = matrix[3, 3] = 1.0
+    return matrix
+
+
+class Does(nn.Module):
+    def __init__(self, what) -> None:
+        super().__init__()
+        self.layer, self.what = nn.Linear(4, 4), what
+
+    def forward(self, x):
+        self.what(x[0])
+        return x
+
+
+PRODUCTS = {  # of x (4, 4)
+    "addmm_": (lambda x: x.clone().addmm_(x, x), 2 * 64),
+    "baddbmm_": (lambda x: x.expand(3, 4, 4).clone().baddbmm_(x.expand(3, 4, 4), x.expand(3, 4, 4)), 3 * 2 * 64),
+    "addmv_": (lambda x: x[0].clone().addmv_(x, x[0]), 2 * 16),
+    "addbmm": (lambda x: torch.addbmm(x, x.expand(3, 4, 4), x.expand(3, 4, 4)), 3 * 2 * 64),
+    "addbmm_": (lambda x: x.clone().addbmm_(x.expand(3, 4, 4), x.expand(3, 4, 4)), 3 * 2 * 64),
+    "addr": (lambda x: torch.addr(x, x[0], x[0]), 2 * 16),
+    "addr_": (lambda x: x.clone().addr_(x[0], x[0]), 2 * 16),
+    "conv_tbc": (lambda x: torch.conv_tbc(x.repeat(7, 1, 1), x.repeat(3, 1, 1), x[0]), 2 * 5 * 4 * 4 * 3 * 4),
+    "csr": (lambda x: _thin(4).to_sparse_csr() @ x, 2 * 3 * 4),
+    "coo": (lambda x: _thin(4).to_sparse() @ x, 2 * 3 * 4),
+    "csr from the right": (lambda x: x @ _thin(4).to_sparse_csr(), 2 * 3 * 4),
+    "csr and a vector": (lambda x: _thin(4).to_sparse_csr() @ x[0], 2 * 3),
+}
+UNCOUNTED = {
+    "two sparse matrices": lambda x: _thin(4).to_sparse() @ _thin(4).to_sparse(),
+    "sparse.mm": lambda x: torch.sparse.mm(_thin(4).to_sparse(), x),
+    "sampled": lambda x: torch.sparse.sampled_addmm(_thin(4).to_sparse_csr(), x, x),
+    "pdist": torch.pdist,
+    "nested": lambda x: F.linear(torch.nested.nested_tensor([x, x[:2]]), x),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in beta", "ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_every_product_of_torch_is_counted(name: str):
+    what, expected = PRODUCTS[name]
+    assert model_cost(Does(what), torch.ones(1, 4, 4)).flops == expected
+
+
+@pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in beta", "ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("name", UNCOUNTED)
+def test_a_product_that_cannot_be_counted_is_named(name: str):
+    with pytest.warns(costs.UncountedWarning, match="no formula is known"):
+        assert model_cost(Does(UNCOUNTED[name]), torch.ones(1, 4, 4)).flops == 0
+
+
+class Jagged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        rows = torch.nested.nested_tensor([x[0, :3], x[0, :4]], layout=torch.jagged)
+        return self.c(torch.nested.to_padded_tensor(self.b(self.a(rows).relu()), 0.0))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_inside_of_a_model_are_counted_and_what_they_enter_is_kept():
+    model, x = Jagged().eval(), torch.randn(1, 5, 16)
+    assert model_cost(model, x).flops == 2 * (7 * 2 * 16 * 32 + 8 * 16 * 16)
+    made = plan(model, "params=0.9", "truncate", example=x)
+    assert {entry.site for entry in made.entries if "nested tensors" in entry.note} == {"a", "b"}
+    assert made["c"].form is not Form.KEEP
+    assert check(made.after, apply_(model, made), x) == ""
 
 
 @pytest.mark.parametrize("real", [False, True], ids=["by shapes", "for real"])
