@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.layers import SplitAttention
+from rankfold.layers.padding import blank_padding
 from rankfold.sites.opener import Opener, carry_, linear
 from rankfold.sites.product import ordinary_class, why_anew
 
@@ -77,15 +78,17 @@ def leave_fused_kernels_(model: nn.Module, names: Iterable[str]) -> None:
     """Make every transformer encoder layer that holds one of these sites call its submodules.
 
     In eval mode ``nn.TransformerEncoderLayer`` hands its children's ``weight`` to one fused kernel, which would
-    multiply the factors out at each step; the encoder around it would turn padded batches into nested tensors.
+    multiply the factors out at each step; the encoder around it would turn padded batches into nested tensors, which
+    leaves zeros at the padded places, as it goes on doing.
     """
     paths = tuple(names)
     for path, module in model.named_modules():
         inside = not path or any(name.startswith(path + ".") for name in paths)
         if inside and isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0
-        if inside and isinstance(module, nn.TransformerEncoder):
+        if inside and isinstance(module, nn.TransformerEncoder) and module.use_nested_tensor:
             module.use_nested_tensor = False
+            module.register_forward_hook(blank_padding, prepend=True, with_kwargs=True)
 
 
 OPENER = Opener(lambda module: isinstance(module, nn.MultiheadAttention), why_not_split, split, _cut)
