@@ -41,6 +41,12 @@ def after(root: nn.Module | None, callbacks: Watched[Seen], *, last: bool = Fals
         yield
 
 
+def always_after_(module: nn.Module, callback: Seen) -> None:
+    """``callback`` after every call from now on, ahead of the hooks that are there; see ``after``. It is copied and pickled
+    with the module, so that it must be a function of a module of Python."""
+    module.register_forward_hook(callback, with_kwargs=True, prepend=True)
+
+
 @contextmanager
 def before(root: nn.Module | None, callbacks: Watched[Coming], *, first: bool = False) -> Iterator[None]:
     """``callback(module, args, kwargs)`` before each call of a module of ``root``; see ``after``.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rankfold.layers import SplitAttention
 from rankfold.layers.padding import blank_padding
+from rankfold.observe.watch import always_after_
 from rankfold.sites.opener import Opener, carry_, linear
 from rankfold.sites.product import ordinary_class, why_anew
 
@@ -88,7 +89,7 @@ def leave_fused_kernels_(model: nn.Module, names: Iterable[str]) -> None:
             module.activation_relu_or_gelu = 0
         if inside and isinstance(module, nn.TransformerEncoder) and module.use_nested_tensor:
             module.use_nested_tensor = False
-            module.register_forward_hook(blank_padding, prepend=True, with_kwargs=True)
+            always_after_(module, blank_padding)
 
 
 OPENER = Opener(lambda module: isinstance(module, nn.MultiheadAttention), why_not_split, split, _cut)
