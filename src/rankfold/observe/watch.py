@@ -42,8 +42,8 @@ def after(root: nn.Module | None, callbacks: Watched[Seen], *, last: bool = Fals
 
 
 def always_after_(module: nn.Module, callback: Seen, *, last: bool = False) -> RemovableHandle:
-    """``callback`` after every call of ``module`` from now on; see ``after``. Where it stays, it is copied and pickled with
-    the module: a function of a module of Python."""
+    """``callback`` after every call of ``module`` from now on; see ``after``. Where it stays, it is copied and pickled
+    with the module: a function of a module of Python."""
     return module.register_forward_hook(callback, with_kwargs=True, prepend=not last)
 
 
