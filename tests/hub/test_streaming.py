@@ -24,6 +24,7 @@ from rankfold import hub
 from rankfold.compress.layerwise import in_blocks, layers
 from rankfold.compress.planning.profile import Profile
 from rankfold.observe import Pages, Replay
+from rankfold.observe.pages import PagesError
 from rankfold.pipeline import BoundError, Settings
 from rankfold.pipeline.needs import LIBRARIES
 from rankfold.report.quantities import bytes_of
@@ -32,6 +33,7 @@ from rankfold.sites import Names, fingerprint
 
 transformers = pytest.importorskip("transformers")
 MEMORY = 260_000_000
+GENERATION = {"bos_token_id": 1, "eos_token_id": [2, 5], "do_sample": True, "temperature": 0.6, "max_new_tokens": 33}
 
 
 def drawn(samples: int, seed: int) -> list[dict[str, torch.Tensor]]:
@@ -58,6 +60,7 @@ def place(tmp_path_factory) -> Path:
     torch.nn.init.normal_(model.model.layers[1].self_attn.q_proj.bias)
     model.save_pretrained(folder, max_shard_size="50KB")
     tokenizer().save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps(GENERATION))
     for name in ("adapter_model.safetensors", "optimizer.pt"):
         (folder / name).write_bytes(b"nobody reads this")
     assert len(list(folder.glob("model-*.safetensors"))) > 1
@@ -161,7 +164,8 @@ def test_the_folder_is_whole_and_nothing_else_is_in_it(place, streamed):
     assert [name.removesuffix(".weight") for name in poisons] == [factored[0]]  # refused without the plug-in
     assert "lm_head.weight" not in tensors
     assert rf.load(out).plan == result.plan
-    assert {"config.json", "generation_config.json", "README.md", "tokenizer.json"} <= {p.name for p in out.iterdir()}
+    assert {"config.json", "README.md", "tokenizer.json"} <= {p.name for p in out.iterdir()}
+    assert json.loads((out / "generation_config.json").read_text()) == GENERATION
     assert not (out / "optimizer.pt").exists()
     assert [path.name for path in (out / "run").rglob("*")] == ["request.json"]
 
@@ -446,6 +450,45 @@ def test_what_is_wrong_with_a_folder_is_told_in_one_line(place, tmp_path, fault)
     change, told = SPOILED[fault]
     with pytest.raises(hub.HubError, match=told) as error:
         rf.stream(spoiled(place, tmp_path / "bad", change), DATA, "params=0.8", tmp_path / "out")
+    assert "\n" not in str(error.value)
+
+
+SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def pictures() -> tuple[torch.nn.Module, list[dict[str, torch.Tensor]]]:
+    """No embedding of tokens, and no tokens."""
+    config = transformers.ViTConfig(**SMALL, image_size=16, patch_size=4)
+    return transformers.ViTForImageClassification(config), [{"pixel_values": torch.randn(4, 3, 16, 16)} for _ in "1234"]
+
+
+def texts() -> tuple[torch.nn.Module, list[dict[str, torch.Tensor]]]:
+    """One that asks its factored layers for their dtype."""
+    config = transformers.T5Config(vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4)
+    return transformers.T5EncoderModel(config), drawn(16, 0)
+
+
+@pytest.mark.parametrize("make", [pictures, texts])
+def test_models_of_other_kinds_go_through_block_by_block(make, tmp_path):
+    torch.manual_seed(0)
+    model, data = make()
+    model.save_pretrained(tmp_path / "dense")
+    found = rf.stream(tmp_path / "dense", (data, data[:1], data[:1]), "params=0.8", tmp_path / "small", memory="400MB")
+    assert found.plan.after.params <= 0.8 * found.plan.before.params
+    small = hub.opened(tmp_path / "small")
+    assert sum(p.numel() for p in small.parameters()) == found.plan.after.params
+    small(**data[0])
+
+
+def test_sounds_are_refused_before_any_work_where_blocks_cannot_be_told_apart(tmp_path):
+    config = transformers.Wav2Vec2Config(
+        **SMALL, vocab_size=32, conv_dim=(16, 16), conv_stride=(5, 2), conv_kernel=(10, 3), num_feat_extract_layers=2,
+        num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4,
+    )  # fmt: skip
+    transformers.Wav2Vec2ForCTC(config).save_pretrained(tmp_path / "dense")
+    data = [{"input_values": torch.randn(2, 400)} for _ in range(2)]
+    with pytest.raises(PagesError, match="compress it as a whole, without a bound") as error:
+        rf.stream(tmp_path / "dense", (data, data, data), "params=0.8", tmp_path / "small")
     assert "\n" not in str(error.value)
 
 

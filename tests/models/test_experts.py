@@ -278,8 +278,15 @@ def test_experts_that_are_kept_in_an_unknown_way_are_left_out():
 
 
 def test_biases_of_experts_stay_and_are_listed():
-    left = dict(sites(gpt_oss()).left_out)
-    assert left["model.layers.0.mlp.experts.enter_bias"] == "a vector for each expert: nothing to factor"
+    model = gpt_oss()
+    left = dict(sites(model).left_out)
+    assert left["model.layers.0.mlp.experts.gate_up_proj_bias"] == "a vector for each expert: nothing to factor"
+    assert left.keys() <= dict(model.named_parameters()).keys()
+    held = dict(model.named_parameters())
+    with opened(model):  # what the model's own code may read
+        inside = model.get_submodule("model.layers.0.mlp.experts")
+        for name in ("gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias"):
+            assert getattr(inside, name) is held[f"model.layers.0.mlp.experts.{name}"]
 
 
 def test_training_reaches_every_expert():

@@ -1,5 +1,6 @@
 """Factored layers, for every layer kind: the laws of ``rankfold.testing.check_site``, full rank, single samples."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+import rankfold as rf
 from rankfold.forms.geometry import ChannelFolding, Plain
 from rankfold.layers import LowRankConv, LowRankLinear, SplitAttention
 from rankfold.sites import Call, Factors, Form, Site, opened, sites
@@ -362,6 +364,38 @@ def test_split_attention_drops_out_as_torch_does():
         assert torch.equal(model["attention"](x, x, x)[0], model["attention"](x, x, x)[0])
         model.train()
     torch.testing.assert_close(found, expected)
+
+
+class Padded(nn.Module):
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, nn.LayerNorm(16) if norm else None)
+
+    def forward(self, x, padding):
+        return self.encoder(x, src_key_padding_mask=padding)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("kind", [torch.bool, torch.float32])
+def test_padded_places_behind_an_encoder_are_what_torch_gives_there(norm, kind):
+    torch.manual_seed(0)
+    model, x = Padded(norm).eval(), torch.randn(3, 6, 16)
+    if norm:
+        nn.init.normal_(model.encoder.norm.bias)
+    places = torch.arange(6) >= torch.tensor([[6], [4], [3]])
+    mask = places if kind is torch.bool else torch.zeros(3, 6).masked_fill(places, float("-inf"))
+    scattered = torch.arange(6) < torch.tensor([[0], [2], [3]])  # of which torch makes no nested tensors
+    ranks = rf.Ranks({"encoder.layers.0.linear1": 15, "encoder.layers.1.self_attn.q_proj": 15})
+    small = rf.apply_(copy.deepcopy(model), rf.plan(model, ranks, "truncate", example=(x, mask)))
+    with torch.no_grad():
+        expected = model(x, mask)
+        assert (expected[places] == (model.encoder.norm.bias if norm else 0)).all()
+        for network in (small, copy.deepcopy(small)):
+            assert torch.equal(network(x, mask)[places], expected[places])
+            assert not torch.equal(network(x, scattered)[scattered], torch.zeros_like(x)[scattered])
+    assert not torch.equal(small(x, mask)[places], expected[places])  # where gradients are wanted
 
 
 def test_split_attention_shares_parameters_and_puts_everything_back():

@@ -20,8 +20,8 @@ from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.ranks.budget import Ranks
 from rankfold.costs import check, measure, model_cost
-from rankfold.layers import LowRankConv1D, LowRankLinear
-from rankfold.sites import Form, setting_of, sites
+from rankfold.layers import FactoredWriteError, LowRankConv1D, LowRankLinear
+from rankfold.sites import Form, opened, setting_of, sites
 
 X = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0))
 
@@ -103,6 +103,113 @@ def test_a_weight_that_is_read_otherwise_is_kept_with_the_reason(read: str):
     assert made["a"].form is Form.KEEP
     assert "outside of the layer's own call" in made["a"].note
     assert check(made.after, apply_(copy.deepcopy(model), made), X) == ""
+
+
+class ReadsInside(nn.Module):
+    """``read`` looks at attributes of the modules that hide their matrices."""
+
+    def __init__(self, read) -> None:
+        super().__init__()
+        self.a = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.r = nn.LSTM(16, 16, batch_first=True, bidirectional=True)
+        self.g, self.c = nn.RNN(32, 16, batch_first=True), nn.LSTMCell(16, 16)
+        self.l, self.read = nn.Linear(16, 64), read
+
+    def forward(self, x):
+        x = self.read(self, x)
+        x = self.g(self.r(self.a(x, x, x)[0])[0])[0]
+        return self.l(x + self.c(x[:, -1])[0][:, None])
+
+
+def _attention(s, x):
+    y, a = x.transpose(0, 1), s.a
+    given = (a.in_proj_weight, a.in_proj_bias, None, None, False, 0.0, a.out_proj.weight, a.out_proj.bias)
+    return F.multi_head_attention_forward(y, y, y, 16, 2, *given)[0].transpose(0, 1)
+
+
+QKV = ("a.q_proj", "a.k_proj", "a.v_proj")
+INSIDE = {  # what is read, the sites that are kept for it
+    "weight_ih_l0": (lambda s, x: x.to(s.r.weight_ih_l0.dtype).to(s.r.weight_hh_l0_reverse.device), ()),
+    "bias": (lambda s, x: x if s.r.bias and s.c.bias and s.g.bias_ih_l0 is not None else -x, ()),
+    "all_weights": (lambda s, x: x * len(s.r.all_weights[0]), ()),
+    "values of all_weights": (lambda s, x: x * sum(w.sum() for w in s.g.all_weights[0]), ("g.ih_l0", "g.hh_l0")),
+    "a product with it": (lambda s, x: F.linear(x, s.g.weight_hh_l0), ()),
+    "_flat_weights": (lambda s, x: x.to(s.r._flat_weights[0].dtype), ()),
+    "nonlinearity": (lambda s, x: x if s.g.nonlinearity == "tanh" else -x, ()),
+    "weight_hh": (lambda s, x: x[..., : s.c.weight_hh.shape[1] + 0 * len(s.c.bias_ih)], ()),
+    "in_proj_weight": (lambda s, x: x.to(s.a.in_proj_weight.dtype)[..., : s.a.in_proj_weight.shape[1]], ()),
+    "in_proj_bias": (lambda s, x: x.to(s.a.in_proj_bias.dtype), ()),
+    "q_proj_weight": (
+        lambda s, x: x.to((s.a.in_proj_weight if s.a._qkv_same_embed_dim else s.a.q_proj_weight).dtype),
+        (),
+    ),
+    "a product with in_proj": (lambda s, x: F.linear(x, s.a.in_proj_weight, s.a.in_proj_bias)[..., :16], ()),
+    "a part of in_proj": (lambda s, x: F.linear(x, s.a.in_proj_weight[:16]), QKV),
+    "attention by itself": (_attention, (*QKV, "a.out_proj")),
+}
+
+
+@pytest.mark.parametrize("read", INSIDE)
+def test_a_model_that_looks_into_its_recurrent_layers_and_attention_is_counted_and_planned(read: str):
+    how, kept = INSIDE[read]
+    torch.manual_seed(0)
+    model, x = ReadsInside(how).eval(), torch.randn(2, 5, 16)
+    expected = model(x)
+    made = plan(model, "params=0.6", "truncate", example=x)
+    assert {name for name in (*QKV, "a.out_proj", "g.ih_l0", "g.hh_l0") if made[name].note} == set(kept)
+    assert all("outside of the layer's own call" in made[name].note for name in kept)
+    small = apply_(copy.deepcopy(model), made)
+    assert small(x).shape == expected.shape
+    assert check(made.after, small, x) == ""
+    with opened(model):
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_joined_to_be_read_hands_gradients_on_and_refuses_to_be_written_to():
+    whole, x = nn.ModuleList([nn.MultiheadAttention(16, 2)]), torch.randn(3, 16)
+    F.linear(x, whole[0].in_proj_weight).square().sum().backward()
+    wanted = whole[0].in_proj_weight.grad
+    with opened(whole):
+        attention = whole[0]
+        assert attention.in_proj_weight.requires_grad
+        (attention.in_proj_weight @ x.T).square().sum().backward()
+        found = torch.cat([attention.get_submodule(name.removeprefix("a.")).weight.grad for name in QKV])
+        torch.testing.assert_close(found, wanted)
+        for joined in (attention.in_proj_weight, attention.in_proj_bias):
+            with pytest.raises(FactoredWriteError):
+                joined.data.clamp_(-1, 1)
+
+
+WRITING = {  # what a hook of the layer's own does with its weight
+    "data": lambda layer: layer.weight.data.clamp_(-0.3, 0.3),
+    "in place": lambda layer: torch.no_grad()(layer.weight.div_)(2),
+    "set": lambda layer: setattr(layer.weight, "data", layer.weight.data.renorm(2, 0, 1.0)),
+    "row": lambda layer: layer.weight.detach().__setitem__(0, 0.0),
+    "out": lambda layer: torch.no_grad()(torch.clamp)(layer.weight, -1, 1, out=layer.weight.data),
+    "drawn": lambda layer: nn.init.normal_(layer.weight),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sequential writes into its own weights")
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("how", WRITING)
+def test_a_layer_whose_own_hook_writes_into_its_weight_is_kept(how: str, when: str):
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32)).eval()
+    register = model[0].register_forward_pre_hook if when == "before" else model[0].register_forward_hook
+    register(lambda layer, *_: (WRITING[how](layer), None)[1])
+    made = plan(model, "params=0.8", "truncate", example=X)
+    assert made["0"].form is Form.KEEP
+    assert made["0"].note.startswith("its weight is written by ")
+    if how in ("data", "set", "out"):  # where a second call writes what is there
+        assert check(made.after, apply_(model, made), X) == ""
+
+
+def test_hooks_that_widen_a_layer_or_only_look_at_it_are_no_writing():
+    model = nn.Sequential(nn.Linear(32, 32), nn.Linear(32, 32)).eval()
+    model[0].register_forward_pre_hook(lambda layer, args: (layer.double(), (args[0].double(),))[1])
+    model[0].register_forward_hook(lambda layer, args, output: (layer.float(), output.float())[1])
+    model[1].register_forward_pre_hook(lambda layer, args: layer.weight.norm().clamp_(min=1) and None)
+    assert all(not entry.note for entry in plan(model, "params=0.8", "truncate", example=X).entries)
 
 
 HELD = {  # attribute, whether its layer can be replaced there
@@ -228,6 +335,79 @@ SEEN = {
         4 * 2 * 5 * 64 + 4 * 5 * 6 * 8,
     ),
 }  # fmt: skip
+
+
+def _thin(size: int) -> torch.Tensor:
+    matrix = torch.zeros(size, size)
+    matrix[0, 1] = matrix[2, 3] = matrix[3, 3] = 1.0
+    return matrix
+
+
+class Does(nn.Module):
+    def __init__(self, what) -> None:
+        super().__init__()
+        self.layer, self.what = nn.Linear(4, 4), what
+
+    def forward(self, x):
+        self.what(x[0])
+        return x
+
+
+PRODUCTS = {  # of x (4, 4)
+    "addmm_": (lambda x: x.clone().addmm_(x, x), 2 * 64),
+    "baddbmm_": (lambda x: x.expand(3, 4, 4).clone().baddbmm_(x.expand(3, 4, 4), x.expand(3, 4, 4)), 3 * 2 * 64),
+    "addmv_": (lambda x: x[0].clone().addmv_(x, x[0]), 2 * 16),
+    "addbmm": (lambda x: torch.addbmm(x, x.expand(3, 4, 4), x.expand(3, 4, 4)), 3 * 2 * 64),
+    "addbmm_": (lambda x: x.clone().addbmm_(x.expand(3, 4, 4), x.expand(3, 4, 4)), 3 * 2 * 64),
+    "addr": (lambda x: torch.addr(x, x[0], x[0]), 2 * 16),
+    "addr_": (lambda x: x.clone().addr_(x[0], x[0]), 2 * 16),
+    "conv_tbc": (lambda x: torch.conv_tbc(x.repeat(7, 1, 1), x.repeat(3, 1, 1), x[0]), 2 * 5 * 4 * 4 * 3 * 4),
+    "csr": (lambda x: _thin(4).to_sparse_csr() @ x, 2 * 3 * 4),
+    "coo": (lambda x: _thin(4).to_sparse() @ x, 2 * 3 * 4),
+    "csr from the right": (lambda x: x @ _thin(4).to_sparse_csr(), 2 * 3 * 4),
+    "csr and a vector": (lambda x: _thin(4).to_sparse_csr() @ x[0], 2 * 3),
+}
+UNCOUNTED = {
+    "two sparse matrices": lambda x: _thin(4).to_sparse() @ _thin(4).to_sparse(),
+    "sparse.mm": lambda x: torch.sparse.mm(_thin(4).to_sparse(), x),
+    "sampled": lambda x: torch.sparse.sampled_addmm(_thin(4).to_sparse_csr(), x, x),
+    "pdist": torch.pdist,
+    "nested": lambda x: F.linear(torch.nested.nested_tensor([x, x[:2]]), x),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in beta", "ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_every_product_of_torch_is_counted(name: str):
+    what, expected = PRODUCTS[name]
+    assert model_cost(Does(what), torch.ones(1, 4, 4)).flops == expected
+
+
+@pytest.mark.filterwarnings("ignore:Sparse .* tensor support is in beta", "ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("name", UNCOUNTED)
+def test_a_product_that_cannot_be_counted_is_named(name: str):
+    with pytest.warns(costs.UncountedWarning, match="no formula is known"):
+        assert model_cost(Does(UNCOUNTED[name]), torch.ones(1, 4, 4)).flops == 0
+
+
+class Jagged(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 16)
+
+    def forward(self, x):
+        rows = torch.nested.nested_tensor([x[0, :3], x[0, :4]], layout=torch.jagged)
+        return self.c(torch.nested.to_padded_tensor(self.b(self.a(rows).relu()), 0.0))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_inside_of_a_model_are_counted_and_what_they_enter_is_kept():
+    model, x = Jagged().eval(), torch.randn(1, 5, 16)
+    assert model_cost(model, x).flops == 2 * (7 * 2 * 16 * 32 + 8 * 16 * 16)
+    made = plan(model, "params=0.9", "truncate", example=x)
+    assert {entry.site for entry in made.entries if "nested tensors" in entry.note} == {"a", "b"}
+    assert made["c"].form is not Form.KEEP
+    assert check(made.after, apply_(model, made), x) == ""
 
 
 @pytest.mark.parametrize("real", [False, True], ids=["by shapes", "for real"])

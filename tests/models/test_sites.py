@@ -143,6 +143,58 @@ def test_a_weight_tied_to_a_bare_parameter_is_kept():
     assert found["layer"].forms == {Form.KEEP}
 
 
+class TwoAttentions(nn.Module):
+    """What ``how`` names of the second is that of the first; ``layer``: of another layer beside them."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.b = (nn.MultiheadAttention(16, 2, batch_first=True) for _ in range(2))
+        self.layer, self.wide, self.wider = nn.Linear(16, 16), nn.Linear(16, 48), nn.Linear(48, 64)
+        if "in" in how:
+            self.b.in_proj_weight = self.a.in_proj_weight
+        if "out" in how:
+            self.b.out_proj.weight = self.a.out_proj.weight
+        if "layer" in how:
+            self.layer.weight = self.a.out_proj.weight
+        if "whole" in how:
+            self.wide.weight = self.a.in_proj_weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(self.b(self.a(x, x, x)[0], x, x)[0])
+        return self.wider(self.wide(x))
+
+
+IN = ("a.q_proj", "a.k_proj", "a.v_proj", "b.q_proj", "b.k_proj", "b.v_proj")
+
+
+@pytest.mark.parametrize(
+    ("how", "kept"),
+    [
+        ("in", IN),
+        ("out", ("a.out_proj", "b.out_proj")),
+        ("in, out", (*IN, "a.out_proj", "b.out_proj")),
+        ("layer", ("a.out_proj", "layer")),
+        ("whole", ("wide",)),
+    ],
+)
+def test_weights_that_attention_shares_are_tied_and_the_plan_says_what_becomes_of_it(how, kept, tmp_path):
+    torch.manual_seed(0)
+    model, x = TwoAttentions(how).eval(), torch.randn(2, 5, 16)
+    found = sites(model)
+    assert {site.name for site in found if site.tied_to} == set(kept)
+    assert all(found[name].forms == {Form.KEEP} and found[name].note.startswith("tied to ") for name in kept)
+    if how == "whole":
+        assert dict(found.left_out)["a.in_proj_weight"].startswith("its in_proj is tied to a layer")
+    plan = rf.plan(model, "params=0.8", "truncate", example=x)
+    small = rf.apply_(copy.deepcopy(model), plan)
+    assert sum(p.numel() for p in small.parameters()) == plan.after.params
+    rf.save(small, plan, tmp_path / "small")
+    again = rf.load(tmp_path / "small", copy.deepcopy(model)).model
+    assert torch.equal(again(x), small(x))
+    assert sum(p.numel() for p in again.parameters()) == plan.after.params
+    assert len(sites(rf.untie_(model)).reducible) == 11
+
+
 def test_a_bias_shared_by_two_layers_is_covered_once():
     a, b = nn.Linear(6, 6), nn.Linear(6, 6)
     b.bias = a.bias

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rankfold.batches import evaluating, forward, tensors_in
+from rankfold.layers import LowRankConv1D, LowRankLinear, PivotedLinear
 from rankfold.observe import AnotherWay, Replay, Tape, Taping, find_chain
 from rankfold.observe.chain import Chain, Span
 from rankfold.sites import opened, sites
@@ -140,3 +141,20 @@ def test_another_way_is_refused():
     model.way = torch.sigmoid
     with pytest.raises(AnotherWay, match="other functions"):
         replay.run(whole.spans[0], 0, x, {}, taping=Taping(*taping.taken))
+
+
+@pytest.mark.parametrize("kind", [LowRankLinear, LowRankConv1D, PivotedLinear])
+def test_a_weight_that_the_network_reads_is_made_by_no_function_of_its_own(kind):
+    torch.manual_seed(0)
+    model, x = Behind(torch.tanh).eval(), torch.randn(2, 4)
+    model.way = lambda y: y.to(model.second.weight.dtype)  # as T5 does
+    chain = find_chain(model, x, ["first", "second"])
+    whole = Chain(chain.calls, (Span(None, None, (("second",),)),))
+    replay, taping = Replay(whole, model, frozenset(["first", "second"])), Taping(sites=frozenset(["second"]))
+    replay.run(whole.spans[0], 0, x, {}, taping=taping)
+    model.second = kind(4, 2, 4, bias=False).eval()
+    if kind is PivotedLinear:
+        model.second.up.order.copy_(torch.arange(4))
+    replay.look()
+    _, output = replay.run(whole.spans[0], 0, x, {}, taping=Taping(*taping.taken))
+    torch.testing.assert_close(output, model(x))

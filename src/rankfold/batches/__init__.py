@@ -54,7 +54,7 @@ def as_found(model: nn.Module | None) -> Iterator[None]:
         (module._buffers, name, buffer, buffer.detach().clone())
         for module in (() if model is None else model.modules())
         for name, buffer in module._buffers.items()
-        if type(buffer) is Tensor and not buffer.is_meta and buffer.numel() <= _STATE
+        if type(buffer) is Tensor and buffer.layout is torch.strided and not buffer.is_meta and buffer.numel() <= _STATE
     ]
     try:
         yield

@@ -55,7 +55,7 @@ def misfit(named: Named, error: BaseException) -> str:
     given, args, kwargs = found
     module = getattr(given, "ordinary", given)  # of a layer in training, the one that it stands for
     x = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-    takes = None if x is None else _takes(module, x)
+    takes = None if x is None or x.is_nested else _takes(module, x)
     if x is None or not takes:
         return ""
     name = next((path for path, other in named() if other is given), "")

@@ -6,17 +6,20 @@ from collections import Counter as Counts
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
 from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from rankfold.sites import Call
 
 aten = torch.ops.aten
+_JAGGED = "NestedTensor"  # torch's class of tensors whose rows have lengths of their own
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,21 +56,24 @@ class Counter(TorchDispatchMode):
         return False  # torch would wrap the method below, and import the compiler for the wrapping
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        if any(kind.__name__ == _JAGGED for kind in types):
+            return NotImplemented  # it calls the operations on its values, which are seen then
         kwargs, packet = kwargs or {}, func._overloadpacket
-        formula = FORMULAS.get(packet) or flop_registry.get(packet)
-        if formula is None and _composite(func):
+        formula, nested = _formula(packet), any(isinstance(each, Tensor) and each.is_nested for each in args)
+        if formula is None and _composite(func) and not nested:
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
         of = self._gradient_of()
         out = func(*args, **kwargs)
-        if formula is not None:
-            flops = formula(*args, **kwargs, out_val=out)
+        there = None if formula is None or nested else _there(args)
+        if formula is not None and there is not None:
+            flops = int(formula(*args, **kwargs, out_val=out) * there)
             self.total += flops
             if of is not None:
                 self._gradients[of] += flops
-        elif _may_multiply(packet):
+        elif formula is not None or _may_multiply(packet, nested):
             self.unknown.add(str(packet))
         return out
 
@@ -109,6 +115,28 @@ def _composite(func: Any) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
+@cache
+def _formula(packet: Any) -> Callable[..., int] | None:
+    """That of an operation, or of the one that it does in place (``addmm_``)."""
+    found = FORMULAS.get(packet) or flop_registry.get(packet)
+    namespace, _, name = packet._qualified_op_name.partition("::")
+    if found is not None or namespace != "aten" or not name.endswith("_"):
+        return found
+    ordinary = getattr(aten, name.removesuffix("_"), None)
+    return FORMULAS.get(ordinary) or flop_registry.get(ordinary)
+
+
+def _there(args: tuple) -> Fraction | None:
+    """Which share of the numbers there is in a product with one sparse matrix; None of more of them, whose product
+    depends on where these numbers are."""
+    sparse = [each for each in args if type(each) in (Tensor, nn.Parameter) and each.layout is not torch.strided]
+    if len(sparse) != 1:
+        return None if sparse else Fraction(1)
+    (matrix,) = sparse
+    values = matrix._values() if matrix.layout is torch.sparse_coo else matrix.values()
+    return Fraction(values.numel(), max(matrix.numel(), 1))
+
+
 def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> int:
     """Scores and weighted sum, masked places too; keys and values may have fewer heads than queries."""
     *many, length, width = query.shape
@@ -136,6 +164,20 @@ def _product_with_vector(matrix: Tensor, vector: Tensor, *_: Any, **__: Any) -> 
 
 def _plus_product_with_vector(_: Any, matrix: Tensor, vector: Tensor, *__: Any, **___: Any) -> int:
     return 2 * matrix.numel()
+
+
+def _plus_product(_: Any, a: Tensor, b: Tensor, *__: Any, **___: Any) -> int:
+    """Of one pair of matrices, or of several whose products are summed."""
+    return 2 * a.numel() * b.shape[-1]
+
+
+def _plus_outer_product(_: Any, a: Tensor, b: Tensor, *__: Any, **___: Any) -> int:
+    return 2 * a.numel() * b.numel()
+
+
+def _convolution_over_time(_: Any, weight: Tensor, *__: Any, out_val: Any = None, **___: Any) -> int:
+    """``weight`` (k, C_in, C_out)."""
+    return 2 * out_val.numel() * weight.shape[0] * weight.shape[1]
 
 
 def _dot(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
@@ -174,6 +216,10 @@ def _formulas() -> dict[Any, Callable[..., int]]:
         "_trilinear": _bilinear,
         "mv": _product_with_vector,
         "addmv": _plus_product_with_vector,
+        "addbmm": _plus_product,
+        "_addmm_activation": _plus_product,
+        "addr": _plus_outer_product,
+        "conv_tbc": _convolution_over_time,
         "dot": _dot,
         "vdot": _dot,
         "_grouped_mm": _grouped,
@@ -198,13 +244,20 @@ _OWN = ("aten", "prim", "prims", "profiler", "debugprims", "c10d", "_c10d_functi
 _MULTIPLY = (
     "linalg_", "_linalg", "_fft", "fft_", "_cdist", "cdist", "cholesky", "triangular_solve", "lu_", "_lu", "miopen",
     "mkldnn_linear", "mkldnn_convolution", "_native_multi_head", "_transformer_encoder", "_weight_int", "_sparse",
-    "sspaddmm", "_thnn_fused", "quantized_", "geqrf", "householder", "ormqr", "grid_sampler", "_addmm_activation",
+    "sspaddmm", "_thnn_fused", "quantized_", "geqrf", "householder", "ormqr", "grid_sampler", "_pdist", "hspmm", "smm",
+    "sparse_sampled", "_cslt", "_foreach_mm", "_mixed_dtypes", "_dyn_quant", "_scaled_grouped", "_scaled_mm", "_triton",
+    "_cudnn_attention", "cudnn_convolution", "slow_conv", "_conv_depthwise", "conv_depthwise", "_nnpack", "_lstm_mps",
+    "_mps_convolution", "fbgemm_linear", "_compute_linear_combination", "_wrapped_",
 )  # fmt: skip
 """Beginnings of the names of torch's operations that do more than one step for each number, and have no formula."""
+_OF_OTHERS = ("linear", "matmul", "scaled_dot_product", "conv", "einsum")
 _ONE_STEP = ("linalg_vector_norm", "linalg_cross", "linalg_diagonal")  # as sums and products of numbers are
 
 
-def _may_multiply(packet: Any) -> bool:
-    """Whether an operation without a formula may hold multiply-adds: a stranger's, or one of torch's that does."""
+def _may_multiply(packet: Any, nested: bool = False) -> bool:
+    """Whether an operation without a formula may hold multiply-adds: a stranger's, or one of torch's that does.
+    ``nested``: it was given nested tensors, of which it is not taken apart."""
     namespace, _, name = packet._qualified_op_name.partition("::")
+    if nested and name.lstrip("_").startswith(_OF_OTHERS):
+        return True
     return namespace not in _OWN or (name.startswith(_MULTIPLY) and not name.startswith(_ONE_STEP))

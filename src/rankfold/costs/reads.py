@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
@@ -48,6 +49,7 @@ class WeightReads(TorchFunctionMode):
                 weight, conv = site.layer.weight(module), site.layer.convolution
                 self._rules[site.name] = Matrix() if conv is None else Pair(conv.groups, conv.transposed)
                 self._known[id(weight)] = (weight, site)
+        self._weights = tuple(self._known.values())
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -58,6 +60,7 @@ class WeightReads(TorchFunctionMode):
         if any(isinstance(leaf, FactoredWeight) for leaf in leaves):
             with self:  # the factors may be sites themselves: what it does with them counts
                 return FactoredWeight.__torch_function__(func, types, args, kwargs)
+        self._written(name, args, kwargs)
         since = self.counter.now()
         result = func(*args, **kwargs)
         known = [self._known[id(leaf)] for leaf in leaves if isinstance(leaf, Tensor) and id(leaf) in self._known]
@@ -65,6 +68,22 @@ class WeightReads(TorchFunctionMode):
         for found in outside:
             self._note(name, func, args, kwargs, result, *found, alone=len(outside) == 1, since=since)
         return result
+
+    def _written(self, name: str, args: Any, kwargs: Any) -> None:
+        """Whether the call writes numbers into a weight, by whatever view: a hook of the layer's own may do so within a
+        call of it, where reads are its business."""
+        into = kwargs["out"] if kwargs.get("out") is not None else first_of(args, kwargs)
+        if not self.inside or not isinstance(into, Tensor) or not (into is kwargs.get("out") or _writes_numbers(name)):
+            return
+        if name == "data.set" and (args[1].dtype, args[1].device) != (into.dtype, into.device):
+            return  # it is widened or moved for the call, as factors would be
+        for weight, site in self._weights:
+            if site.name in self.inside and _same_memory(into, weight):
+                self.others.setdefault(
+                    site.name,
+                    f"its weight is written by {name.removesuffix('.set')} at every call, as by a hook, and factors "
+                    "cannot be written to",
+                )
 
     def _note(
         self,
@@ -118,6 +137,16 @@ class WeightReads(TorchFunctionMode):
         return self._rules[site.name].turned() is not None and turns(name, args, kwargs, weight.dim())
 
 
+def _writes_numbers(name: str) -> bool:
+    return name == "data.set" or (writes(name) and not name.endswith(".set") and name not in _SETTINGS)
+
+
+def _same_memory(a: Tensor, b: Tensor) -> bool:
+    plain = all(x.layout is torch.strided and not is_functorch_wrapped_tensor(x) for x in (a, b))
+    return a is b or (plain and a.untyped_storage()._cdata == b.untyped_storage()._cdata)
+
+
+_SETTINGS = frozenset({"requires_grad_", "detach_", "share_memory_", "rename_"})
 _SAME_SIDE = CASTS | SAME
 _HARMLESS = LOOKS | {
     "requires_grad.get", "requires_grad_", "is_leaf.get", "grad.get", "layout.get", "is_sparse.get", "stride",
@@ -126,6 +155,7 @@ _HARMLESS = LOOKS | {
 
 
 TRANSFORMED = "it is called inside of torch.func (vmap, grad, jvp), where what it gives cannot be looked at"
+NESTED = "it is called with nested tensors, whose rows have lengths of their own"
 Read = tuple[Any, ...]  # equal for the very same numbers in the same shape, by memory and version
 
 
@@ -162,7 +192,9 @@ class Calls:
             self._reads.inside.add(name)
             self._begun[name].append(self._reads.counter.now())
             given = first_of(args, kwargs)
-            if isinstance(given, Tensor) and is_functorch_wrapped_tensor(given):
+            if isinstance(given, Tensor) and given.is_nested:
+                self._reads.others.setdefault(name, NESTED)
+            elif isinstance(given, Tensor) and is_functorch_wrapped_tensor(given):
                 self._reads.others.setdefault(name, TRANSFORMED)
             elif isinstance(given, Tensor):
                 memory = given.untyped_storage()
@@ -175,9 +207,13 @@ class Calls:
 
     def _note(self, name: str) -> Callable[..., None]:
         def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            call = Call(tuple(first_of(args, kwargs).shape), tuple(output.shape))
+            given, begun = first_of(args, kwargs), self._begun[name].pop()
+            if any(isinstance(x, Tensor) and x.is_nested for x in (given, output)):
+                self.seen[name].append(Call((0,), (0,)))  # it is kept
+                return
+            call = Call(tuple(given.shape), tuple(output.shape))
             self.seen[name].append(call)
-            self._reads.counter.mark(self._begun[name].pop(), name, call)
+            self._reads.counter.mark(begun, name, call)
 
         return note
 

@@ -21,7 +21,7 @@ SHARD = "5GB"
 # what belongs to a model beside its weights: of its tokenizer or image processor, and of sentence-transformers
 _COMPANIONS = re.compile(
     r"tokenizer.*\.(json|model)|vocab.*\.(json|txt)|merges\.txt|special_tokens_map\.json|added_tokens\.json|"
-    r"spiece\.model|sentencepiece.*\.model|chat_template\.(json|jinja)|(pre)?processor(_config)?\.json|"
+    r"spiece\.model|generation_config\.json|sentencepiece.*\.model|chat_template\.(json|jinja)|(pre)?processor(_config)?\.json|"
     r"preprocessor_config\.json|modules\.json|config_sentence_transformers\.json|sentence_\w+_config\.json|"
     r"LICENSE.*|NOTICE.*"
 )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rankfold.layers.weights.joined import Joined
+from rankfold.layers.weights.reading import made_to_be_read
 from rankfold.layers.weights.scripting import EXCLUDED, Traced
+from rankfold.layers.weights.weight import guarded, weight_of
 
 
 class SplitAttention(Traced):
@@ -14,13 +19,11 @@ class SplitAttention(Traced):
 
     The built-in module keeps its projections in one parameter and reads the output projection's weight without
     calling it, so nothing can be hooked or factored there. This one computes the same (same arguments, same result,
-    same state of training) through submodules. ``in_proj_bias`` is None so that ``nn.TransformerEncoderLayer`` calls
-    it instead of its fused kernel.
+    same state of training) through submodules. ``_qkv_same_embed_dim`` is False so that ``nn.TransformerEncoderLayer``
+    calls it instead of its fused kernel. Code of a model's own that reads the packed parameters finds them joined.
     """
 
     unscripted = ("whose matrices are layers of their own", f"the layer {EXCLUDED}")
-    in_proj_bias = None
-    in_proj_weight = None
     bias_k = None
     bias_v = None
     add_zero_attn = False
@@ -34,6 +37,40 @@ class SplitAttention(Traced):
         self.k_proj: nn.Module
         self.v_proj: nn.Module
         self.out_proj: nn.Module
+
+    @property
+    def _projections(self) -> list[Any]:
+        return [self.q_proj, self.k_proj, self.v_proj]
+
+    @property
+    @made_to_be_read
+    def in_proj_weight(self) -> Tensor | None:
+        """(3·width, width), None where keys or values have another width; refuses to be written to."""
+        if self.kdim != self.embed_dim or self.vdim != self.embed_dim:
+            return None
+        return weight_of(Joined(), [project.weight for project in self._projections])
+
+    @property
+    @made_to_be_read
+    def in_proj_bias(self) -> Tensor | None:
+        """(3·width), zeros where one has none, None where no one has any; refuses to be written to."""
+        biases = [project.bias for project in self._projections]
+        if all(bias is None for bias in biases):
+            return None
+        zeros = next(bias for bias in biases if bias is not None).new_zeros(self.embed_dim)
+        return guarded(torch.cat([zeros if bias is None else bias for bias in biases]))
+
+    @property
+    def q_proj_weight(self) -> Tensor:
+        return self.q_proj.weight  # type: ignore[return-value]
+
+    @property
+    def k_proj_weight(self) -> Tensor:
+        return self.k_proj.weight  # type: ignore[return-value]
+
+    @property
+    def v_proj_weight(self) -> Tensor:
+        return self.v_proj.weight  # type: ignore[return-value]
 
     @property
     def kdim(self) -> int:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rankfold.layers.weights.kernels import CP, Pair, Spatial, Tucker
 from rankfold.layers.weights.products import cp_kernel, low_rank_kernel, spatial_kernel, tucker_kernel
+from rankfold.layers.weights.reading import made_to_be_read
 from rankfold.layers.weights.refuse import RefusesWeight
 from rankfold.layers.weights.rule import Rule
 from rankfold.layers.weights.weight import weight_of
@@ -157,6 +158,7 @@ def _by_axis(name: str, chain: list[Any]) -> Any:
 
 
 @torch.jit.unused
+@made_to_be_read
 def _kernel(layer: Any, form: str) -> Tensor:
     rules: dict[str, Rule] = {
         "pair": Pair(layer.groups, layer.transposed), "spatial": Spatial(), "tucker": Tucker(), "cp": CP(),

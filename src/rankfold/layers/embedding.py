@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from rankfold.layers.pivoted import Completion
 from rankfold.layers.weights.matrices import Matrix, PivotedMatrix
 from rankfold.layers.weights.products import low_rank_matrix
+from rankfold.layers.weights.reading import made_to_be_read
 from rankfold.layers.weights.refuse import RefusesWeight
 from rankfold.layers.weights.weight import weight_of
 
@@ -87,5 +88,6 @@ class PivotedEmbedding(LowRankEmbedding):
 
 
 @torch.jit.unused
+@made_to_be_read
 def _table(layer: Any) -> Tensor:
     return layer._product()

@@ -7,13 +7,14 @@ the other are the same for all experts, and run once for each token.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rankfold.layers.weights.reading import made_to_be_read
 from rankfold.layers.weights.refuse import RefusesWeight
 from rankfold.layers.weights.scripting import EXCLUDED, Traced
 from rankfold.layers.weights.weight import guarded
@@ -23,7 +24,8 @@ class SplitExperts(Traced):
     """The experts of a transformers model, with ``enter`` and ``leave`` as layers of their own; same call, same result.
 
     ``gate(self, x)``: what stands between the two; what it reads of ``self`` is set on this module. ``enter_bias``
-    (experts, width) and ``leave_bias`` (experts, m), or None.
+    (experts, width) and ``leave_bias`` (experts, m), or None. ``stored``: which of these an attribute of the experts
+    was, for code of the model's own that reads it.
     """
 
     unscripted = ("whose matrices are layers of their own", f"the layer {EXCLUDED}")
@@ -34,12 +36,24 @@ class SplitExperts(Traced):
         experts: int,
         enter_bias: nn.Parameter | None = None,
         leave_bias: nn.Parameter | None = None,
+        stored: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.gate, self.num_experts = gate, experts
         self.enter_bias, self.leave_bias = enter_bias, leave_bias
+        self.stored = dict(stored or {})
         self.enter: nn.Module
         self.leave: nn.Module
+
+    def __getattr__(self, name: str) -> Any:
+        inside = vars(self).get("stored", {}).get(name)
+        if inside is None:
+            return super().__getattr__(name)
+        part = getattr(self, inside)
+        if not isinstance(part, nn.Module):
+            return part
+        turned = getattr(self, "is_transposed", False) and not isinstance(part, _Matrices)
+        return part.weight.mT if turned else part.weight
 
     def forward(self, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
         """Tokens (T, n), the experts of each (T, k), where ``num_experts`` is none, and their weights (T, k)."""
@@ -92,6 +106,7 @@ class LowRankEnter(RefusesWeight, nn.Module):
         self.up = Enter(nn.Parameter(torch.empty(experts, width, rank, **factory)))
 
     @property
+    @made_to_be_read
     def weight(self) -> Tensor:
         """The dense weight (experts, width, n), formed at each read; refuses to be written to."""
         return guarded(self.up.weight @ self.down.weight)
@@ -112,6 +127,7 @@ class LowRankLeave(RefusesWeight, nn.Module):
         self.up = nn.Linear(rank, outputs, bias=False, **factory)
 
     @property
+    @made_to_be_read
     def weight(self) -> Tensor:
         """The dense weight (experts, m, inner), formed at each read; refuses to be written to."""
         return guarded(self.up.weight @ self.down.weight)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rankfold.layers.weights.matrices import Matrix
 from rankfold.layers.weights.products import low_rank_matrix
+from rankfold.layers.weights.reading import made_to_be_read
 from rankfold.layers.weights.refuse import RefusesWeight
 from rankfold.layers.weights.weight import weight_of
 
@@ -76,9 +77,16 @@ class LowRankConv1D(LowRankLinear):
         """The dense weight as ``Conv1D`` stores it, (n, m)."""
         if torch.jit.is_scripting():
             return low_rank_matrix(self.down.weight, self.up.weight).t()
-        return _matrix(self).t()
+        return _turned(self)
 
 
 @torch.jit.unused
+@made_to_be_read
 def _matrix(layer: Any) -> Tensor:
     return layer._product()
+
+
+@torch.jit.unused
+@made_to_be_read
+def _turned(layer: Any) -> Tensor:
+    return layer._product().t()

@@ -17,6 +17,7 @@ from rankfold.layers.linear import LowRankConv1D, LowRankLinear
 from rankfold.layers.weights.kernels import PivotedPair
 from rankfold.layers.weights.matrices import PivotedMatrix
 from rankfold.layers.weights.products import completed, low_rank_kernel
+from rankfold.layers.weights.reading import made_to_be_read
 from rankfold.layers.weights.weight import guarded, weight_of
 
 
@@ -111,6 +112,7 @@ class PivotedConv(LowRankConv):
 
 
 @torch.jit.unused
+@made_to_be_read
 def _kernel(layer: Any) -> Tensor:
     rule = PivotedPair(layer.groups, order=layer.up.order)
     return weight_of(rule, (layer.down.weight, layer.up.rest.weight))

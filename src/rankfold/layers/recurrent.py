@@ -68,6 +68,24 @@ class SplitRecurrent(Traced):
         self.dropout: float = like.dropout
         self.bidirectional: bool = like.bidirectional
         self.proj_size: int = like.proj_size
+        self.bias: bool = like.bias
+
+    def __getattr__(self, name: str) -> Any:
+        """``weight_ih_l0``, ``bias_hh_l0``, … for code of a model's own that reads them: those of the layers inside."""
+        kind, _, inside = name.partition("_")
+        if kind in ("weight", "bias") and (layer := self._modules.get(inside)) is not None:
+            return getattr(layer, kind)
+        return super().__getattr__(name)
+
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """As of torch's layer: those of each place."""
+        names = ["weight_ih", "weight_hh"] + ["bias_ih", "bias_hh"] * self.bias + ["weight_hr"] * bool(self.proj_size)
+        return [[getattr(self, f"{name}_{place}") for name in names] for place in self.places]
+
+    @property
+    def _flat_weights(self) -> list[Tensor]:
+        return [weight for weights in self.all_weights for weight in weights]
 
     @property
     def places(self) -> list[str]:
@@ -208,6 +226,22 @@ class SplitCell(Traced):
         self.mode, self.input_size, self.hidden_size = mode, input_size, hidden_size
         self.ih: nn.Module
         self.hh: nn.Module
+
+    @property
+    def weight_ih(self) -> Tensor:
+        return self.ih.weight  # type: ignore[return-value]
+
+    @property
+    def weight_hh(self) -> Tensor:
+        return self.hh.weight  # type: ignore[return-value]
+
+    @property
+    def bias_ih(self) -> Tensor | None:
+        return self.ih.bias  # type: ignore[return-value]
+
+    @property
+    def bias_hh(self) -> Tensor | None:
+        return self.hh.bias  # type: ignore[return-value]
 
     def takes(self, x: Tensor) -> str:
         """In words what the cell takes, where ``x`` is something else; "" where it fits."""

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rankfold.layers.weights.errors import FactoredWriteError
+from rankfold.layers.weights.reading import made_to_be_read
 from rankfold.layers.weights.scripting import Traced
 from rankfold.layers.weights.weight import guarded
 
@@ -36,6 +37,7 @@ class WholeNumbers(Traced):
         raise NotImplementedError
 
     @property
+    @made_to_be_read
     def weight(self) -> Tensor:
         """The matrix, made at each read; refuses to be written to."""
         made = guarded(self.dense())

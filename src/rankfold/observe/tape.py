@@ -4,6 +4,7 @@ Between two borders a network is Python that calls torch's functions. Up to the 
 function, and every site as a whole, hands out what the tape has: the values of what was still alive at the cut, which
 is all that anything behind it can read, and elsewhere a tensor of the right shape that nobody reads.
 
+What makes the weight of a factored layer, where a network reads it, is no function that the network calls.
 What a function outside of torch makes is not seen: ``observe/calls.py`` tells whether there is any in a network.
 """
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from rankfold.batches import changed, tensors_in
+from rankfold.layers.weights.reading import being_read
 from rankfold.linalg.brief import brief
 
 Place = tuple[int, int]  # number of an event, and of a tensor in what it gives
@@ -107,7 +109,7 @@ class Taping(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if not self.active or self.within:
+        if not self.active or self.within or being_read():
             return func(*args, **kwargs)
         reads = next(tensors_in((args, kwargs)), None) is not None
         return self._event(func, lambda: func(*args, **kwargs), reads=reads)

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 Seen = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], Any]
 Coming = Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], Any]
@@ -36,9 +37,14 @@ def after(root: nn.Module | None, callbacks: Watched[Seen], *, last: bool = Fals
     found = list(_each(root, callbacks))
     with ExitStack() as stack:
         for module, callback in found if last else reversed(found):
-            hook = module.register_forward_hook(callback, with_kwargs=True, prepend=not last)
-            stack.callback(hook.remove)
+            stack.callback(always_after_(module, callback, last=last).remove)
         yield
+
+
+def always_after_(module: nn.Module, callback: Seen, *, last: bool = False) -> RemovableHandle:
+    """``callback`` after every call of ``module`` from now on; see ``after``. Where it stays, it is copied and pickled
+    with the module: a function of a module of Python."""
+    return module.register_forward_hook(callback, with_kwargs=True, prepend=not last)
 
 
 @contextmanager

@@ -49,7 +49,7 @@ from rankfold.sites.wish import Where, wanted
 from rankfold.store import StoreError, check_ours, manifest
 from rankfold.store.card import card
 from rankfold.zoo.data import parts_of
-from rankfold.zoo.pretrained import reads
+from rankfold.zoo.pretrained import continues, table_of
 
 MEMORY = 8_000_000_000
 WATCHED = 256  # samples of the test split on which both networks are measured
@@ -229,8 +229,8 @@ class _Layers:
     asked: Where | None
 
     def __call__(self, name: str, module: nn.Module) -> bool:
-        ends = (self.root.get_input_embeddings(), self.root.get_output_embeddings())
-        if isinstance(module, nn.Embedding) or any(module is end for end in ends) or hidden(self.root, name):
+        head = self.root.get_output_embeddings()
+        if isinstance(module, nn.Embedding) or module in (table_of(self.root), head) or hidden(self.root, name):
             return False
         return self.asked is None or wanted(self.asked, (name,), module)
 
@@ -261,7 +261,7 @@ class _Job:
         asked = self.settings.objective_for(self.data)
         if asked is not None:
             return asked
-        return CausalLanguageModel() if reads(self.root).generates else Teacher()
+        return CausalLanguageModel() if continues(self.root) else Teacher()
 
     @property
     def samples(self) -> int:

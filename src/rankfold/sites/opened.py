@@ -121,11 +121,7 @@ def opened(model: nn.Module) -> Iterator[nn.Module]:
 
     Parameters are shared, not copied. On leaving, every module is back in its place.
     """
-    parts = {
-        old: opener.split(old)
-        for old in model.modules()
-        if old is not model and (opener := opener_of(old)) is not None and opener.why_not(old) is None
-    }
+    parts = _parts(_openable(model))
     with attention.without_fused_attention():
         try:
             replace_(model, parts)
@@ -135,15 +131,39 @@ def opened(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def settle_(model: nn.Module, names: Iterable[str]) -> None:
-    """Take the modules that hide the sites in ``names`` apart for good."""
-    wanted, parts = {name.rpartition(".")[0] for name in names}, dict[nn.Module, nn.Module]()
-    for path, module in list(model.named_modules(remove_duplicate=False)):
-        opener = opener_of(module)
-        if path in wanted and module not in parts and opener is not None and opener.why_not(module) is None:
-            parts[module] = opener.split(module)
-            for parameter in parts[module].parameters():
-                parameter.data = parameter.data.clone()
+    """Take the modules that hide the sites in ``names`` apart for good, and those that share with them what is cut."""
+    wanted, openable = {name.rpartition(".")[0] for name in names}, _openable(model)
+    here = {module for path, module in model.named_modules(remove_duplicate=False) if path in wanted}
+    apart, more = dict[nn.Module, Opener](), {module: openable[module] for module in openable if module in here}
+    while more:
+        apart |= more
+        cut = {id(parameter) for module, opener in apart.items() for parameter in opener.cut(module)}
+        rest = ((module, opener) for module, opener in openable.items() if module not in apart)
+        more = {module: opener for module, opener in rest if any(id(each) in cut for each in opener.cut(module))}
+    parts = _parts(apart)
+    for parameter in {parameter for part in parts.values() for parameter in part.parameters()}:
+        parameter.data = parameter.data.clone()
     replace_(model, parts)
+
+
+def _openable(model: nn.Module) -> dict[nn.Module, Opener]:
+    """What can be taken apart in ``model``. A parameter that will be cut must belong to no other layer."""
+    hiding = ((module, opener_of(module)) for module in model.modules() if module is not model)
+    found = {module: opener for module, opener in hiding if opener is not None and opener.why_not(module) is None}
+    closed = list(found)
+    while closed:
+        others = (module for module in model.modules() if module not in found)
+        whole = {id(parameter) for module in others for parameter in module._parameters.values()}
+        closed = [each for each, opener in found.items() if any(id(cut) in whole for cut in opener.cut(each))]
+        for each in closed:
+            del found[each]
+    return found
+
+
+def _parts(apart: Mapping[nn.Module, Opener]) -> dict[nn.Module, nn.Module]:
+    parts = {module: opener.split(module) for module, opener in apart.items()}
+    attention.share_(parts)
+    return parts
 
 
 def hidden(model: nn.Module, name: str) -> nn.Module | None:

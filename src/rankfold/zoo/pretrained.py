@@ -105,20 +105,36 @@ class Reads:
     positions: int | None
 
 
+def table_of(model: Any) -> Any:
+    """The embedding of the tokens that a model of transformers takes; None of one that takes none."""
+    try:
+        return model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):  # of a model of sounds or pictures, in the words of its own
+        return None
+
+
+def takes_tokens(model: Any) -> bool:
+    return model.main_input_name == "input_ids" and hasattr(table_of(model), "num_embeddings")
+
+
+def continues(model: Any) -> bool:
+    """Whether a model of transformers gives the next token of those that it takes."""
+    return takes_tokens(model) and bool(model.can_generate()) and not model.config.is_encoder_decoder
+
+
 def reads(model: Any) -> Reads:
     """How a model of transformers reads text; ``ZooError`` for one that takes none."""
     from rankfold.sites import is_pretrained
 
-    table = model.get_input_embeddings() if is_pretrained(model) else None
-    if table is None or not hasattr(table, "num_embeddings") or getattr(model, "main_input_name", "") != "input_ids":
+    table = table_of(model) if is_pretrained(model) else None
+    if table is None or not takes_tokens(model):
         raise ZooError(
             f"{type(model).__name__} takes no tokens, and text is data for a language model or encoder of "
             "transformers: give other data, or such a model"
         )
     positions = getattr(model.config, "max_position_embeddings", None)
-    generates = bool(model.can_generate()) and not model.config.is_encoder_decoder
     headless = type(model) is type(model.base_model)
-    return Reads(generates, headless, table.num_embeddings, positions if isinstance(positions, int) else None)
+    return Reads(continues(model), headless, table.num_embeddings, positions if isinstance(positions, int) else None)
 
 
 def tokenizer_of(folder: str | Path) -> Any:

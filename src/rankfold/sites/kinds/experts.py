@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from rankfold.forms import Call, Layer, Side
 from rankfold.forms.geometry import Below, Beside, Matricization
 from rankfold.layers.experts import Enter, Leave, SplitExperts
-from rankfold.sites.hooks import carry_hooks_
-from rankfold.sites.opener import Opener
+from rankfold.sites.opener import Opener, carry_
 
 _FORWARD = ("gate_up_proj", "up_proj")  # with a gate, and without
 
@@ -44,17 +43,16 @@ def _why_not(module: Any) -> str | None:
 def _split(module: Any) -> SplitExperts:
     entering, held = _entering(module), _held(module)
     gate = type(module)._apply_gate if entering == _FORWARD[0] else _activated
-    biases = (held.get(f"{name}_bias") for name in (entering, "down_proj"))
-    new = SplitExperts(gate, len(held["down_proj"]), *biases)
-    for name, value in vars(module).items():  # the gate reads settings of its own: limits, scales, functions
-        if not name.startswith("_") and name not in vars(new):
-            setattr(new, name, value)
+    stored = {entering: "enter", "down_proj": "leave"}
+    stored |= {f"{name}_bias": f"{inside}_bias" for name, inside in stored.items()}
+    first, last = (held.get(f"{name}_bias") for name in (entering, "down_proj"))
+    new = SplitExperts(gate, len(held["down_proj"]), first, last, stored)
     for name, child in module.named_children():
         setattr(new, name, child)
     turned = getattr(module, "is_transposed", False)
     new.enter, new.leave = Enter(held[entering], turned), Leave(held["down_proj"], turned)
-    carry_hooks_(module, new)
-    return new.train(module.training)
+    carry_(module, new)  # the gate reads settings of its own: limits, scales, functions
+    return new
 
 
 def _activated(module: Any, x: Tensor) -> Tensor:

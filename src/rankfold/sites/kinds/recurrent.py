@@ -8,8 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from rankfold.layers.recurrent import SplitCell, SplitRecurrent
-from rankfold.sites.hooks import carry_hooks_
-from rankfold.sites.opener import Opener, linear
+from rankfold.sites.opener import Opener, carry_, linear
 from rankfold.sites.product import PARAMETRIZED, why_anew
 
 _LAYERS = (nn.LSTM, nn.GRU, nn.RNN)
@@ -40,7 +39,8 @@ def _split(module: Any) -> SplitRecurrent:
             new.add_module(f"{side}_{place}", linear(getattr(module, f"weight_{side}_{place}"), bias))
         if module.proj_size:
             new.add_module(f"hr_{place}", linear(getattr(module, f"weight_hr_{place}"), None))
-    return _alike(module, new)
+    carry_(module, new)
+    return new
 
 
 def _split_cell(module: Any) -> SplitCell:
@@ -49,12 +49,8 @@ def _split_cell(module: Any) -> SplitCell:
     new = SplitCell(mode, module.input_size, module.hidden_size)
     for side in ("ih", "hh"):
         new.add_module(side, linear(getattr(module, f"weight_{side}"), getattr(module, f"bias_{side}")))
-    return _alike(module, new)
-
-
-def _alike(module: nn.Module, new: Any) -> Any:
-    carry_hooks_(module, new)
-    return new.train(module.training)
+    carry_(module, new)
+    return new
 
 
 OPENERS = (
