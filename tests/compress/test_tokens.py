@@ -20,7 +20,7 @@ from rankfold.compress.statistics import calibrate
 from rankfold.compress.tokens import moment_for, slope_of, token_metrics
 from rankfold.linalg import Moments, project
 from rankfold.observe import Samples
-from rankfold.observe.apart import Apart
+from rankfold.observe.passes import Apart
 from rankfold.sites import sites
 
 LM = rf.CausalLanguageModel()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rankfold.observe.apart import Apart, Place, apart
+from rankfold.observe.passes import Apart, Place, apart
 
 
 class Ordered(nn.Module):

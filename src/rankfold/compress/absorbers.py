@@ -60,7 +60,8 @@ class Absorbers:
             for path, module in self._modules.items()
             if isinstance(module, nn.modules.batchnorm._BatchNorm)
         }
-        with before(None, norms), before(None, {self._modules[""]: self._begun}, first=True):
+        begun = {self._modules[""]: lambda *called: self._begun(*called[1:])}
+        with before(None, norms), before(None, begun, first=True):
             yield
 
     def _hook(self, path: str) -> Callable[..., None]:
@@ -70,7 +71,7 @@ class Absorbers:
 
         return hook
 
-    def _begun(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _begun(self, args: tuple, kwargs: dict) -> None:
         if self._given is None:
             self._given = _few(args, kwargs)
 

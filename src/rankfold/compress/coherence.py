@@ -40,7 +40,7 @@ from rankfold.compress.tokens import NUMBERS
 from rankfold.costs import evaluating
 from rankfold.objectives import Answer, Objective
 from rankfold.observe import Samples, after
-from rankfold.observe.apart import Place, apart
+from rankfold.observe.passes import Place, apart
 from rankfold.run.progress import Progress
 from rankfold.sites import Form, Joint, Site, SiteList
 

@@ -30,8 +30,7 @@ from rankfold.compress.spread import Directions, Spread, measure_spread
 from rankfold.costs import evaluating
 from rankfold.objectives import Answer, Objective
 from rankfold.observe import Samples, after, before, first_of
-from rankfold.observe.apart import separable
-from rankfold.observe.passes import laid_out, layout_for
+from rankfold.observe.passes import laid_out, layout_for, separable
 from rankfold.observe.watch import with_first
 from rankfold.run.progress import Progress
 from rankfold.sites import Site, SiteList, opened

@@ -26,8 +26,7 @@ from rankfold.linalg import Moments, NonFiniteError
 from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.objectives.answer import unpadded
 from rankfold.observe import PAGES, Samples, after, first_of
-from rankfold.observe.apart import Place, apart
-from rankfold.observe.passes import held, laid_out, layout_for
+from rankfold.observe.passes import Place, apart, held, laid_out, layout_for
 from rankfold.run.processes.memory import give_back
 from rankfold.run.processes.team import Team
 from rankfold.run.progress import Progress, showing

@@ -4,12 +4,13 @@ from rankfold.forms import Call, Factors, Form, Layer
 from rankfold.forms.setting import setting_of
 from rankfold.sites.find import (
     FOLD_FIRST,
+    architecture,
+    fingerprint,
     read_layer,
     register_reader,
     sites,
     unwrap,
 )
-from rankfold.sites.fingerprint import architecture, fingerprint
 from rankfold.sites.foreign import QUANTIZED, check_ordinary, packed, stored, why_tensor
 from rankfold.sites.hooks import carry_hooks_
 from rankfold.sites.joint import joint, part_of, with_joint

@@ -27,7 +27,7 @@ from rankfold.compress.ranks.rules import RankRule, rule_named
 from rankfold.compress.repair.batchnorm import Reference, reestimate_
 from rankfold.linalg.brief import brief
 from rankfold.objectives import Figure, Figures, Objective
-from rankfold.observe.apart import separable
+from rankfold.observe.passes import separable
 from rankfold.pipeline.compression.outcome.measure import calibration_part
 from rankfold.pipeline.compression.repair import compressed_copy
 from rankfold.pipeline.quality.halves import Half, Halves, halves

@@ -96,11 +96,16 @@ def slice_(
         sliced = slice_(stored, budgets_of(budget, rank_multiple), example=loaded.example)
         judged: dict[str, Figure] = {}
         corrected = ""
-        if loaded.data is not None and reestimate_(sliced.model, before, calibration_part(loaded.data.train, 2048, 0)):
-            corrected = ", BatchNorm corrected"
+        inside = sliced.bottlenecks
+        if loaded.data is not None:
+            part = calibration_part(loaded.data.train, 2048, 0)
+            if reestimate_(sliced.model, before, part):
+                corrected = ", BatchNorm corrected"
+                if out is not None:  # they belong to the statistics too
+                    inside = bottlenecks(sliced.model, part, progress=talk.progress)
         if out is not None:  # before anything that may fail
             notes = {key: value for key, value in stored.notes.items() if key in _NOTED}
-            save(sliced.model, sliced.plan, out, notes=notes, bottlenecks=sliced.bottlenecks)
+            save(sliced.model, sliced.plan, out, notes=notes, bottlenecks=inside)
             talk.say(f"saved in {out}")
         if loaded.data is not None:
             validation = loaded.data.validation
