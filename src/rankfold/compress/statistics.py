@@ -160,8 +160,7 @@ def gather(
 
     def watch(site: Site) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
-            rows = site.layer.rows(module, first_of(args, kwargs), output)
-            rows = rows.detach()
+            rows = site.layer.rows(module, first_of(args, kwargs), output).detach()
             if site.layer.experts:
                 given = torch.bincount(args[1].flatten(), minlength=site.layer.experts)[: site.layer.experts].cpu()
                 found.tokens[site.name] = found.tokens.get(site.name, torch.zeros_like(given)) + given
@@ -202,11 +201,15 @@ def gather(
                     found.spread, comparable = Spread(), False
             if progress is not None:
                 progress("calibrating", found.samples, seen.samples or found.samples)
-    if seen.team.size > 1:
-        found.moments = _together(found.moments, seen.team)
-        found.spread = found.spread.joined(seen.team)
-        for given in found.tokens.values():
-            dist.all_reduce(given)
+    return found if seen.team.size == 1 else _of_all(found, seen.team)
+
+
+def _of_all(found: Gathered, team: Team) -> Gathered:
+    """What all processes have gathered."""
+    found.moments = _together(found.moments, team)
+    found.spread = found.spread.joined(team)
+    for given in found.tokens.values():
+        dist.all_reduce(given)
     return found
 
 
