@@ -118,7 +118,7 @@ def test_what_does_not_fit_is_refused_before_a_training() -> None:
         CollapseProbe((X, Y + 1), decay=1e-2).check(perceptron())
     with pytest.raises(ValueError, match=r"decay must be that of the training, or None where there was none, got -1"):
         CollapseProbe((X, Y), decay=-1)
-    with pytest.raises(ValueError, match="one class label for each sample"):
+    with pytest.raises(ValueError, match=r"one class label for each sample.*use rankfold collapse, which forms them"):
         CollapseProbe((X, drawn(60, 3)))
 
     class Two(nn.Module):

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import rankfold as rf
-from rankfold.batches import Listed, batches_of, labels_of, marked, size_of
+from rankfold.batches import LeftOut, Listed, batches_of, labels_of, marked, size_of
 from rankfold.costs import Example
 from rankfold.costs.example import with_batch
 from rankfold.export import ExportError, to_torch_export
@@ -174,6 +174,21 @@ def test_samples_that_fit_into_no_batch_are_refused_with_the_remedy(use):
 def test_a_list_given_as_several_arguments_is_told_how_to_be_one():
     with pytest.raises(TypeError, match=r"a list that is one input is its only member: \(\(\[a, b\],\), targets\)"):
         rf.plan(built(Grouped), "params=0.8", data=[(SERIES[:3], CLASSES[:3])])
+
+
+def test_a_mapping_that_is_one_input_is_told_how_to_be_one():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, batch):
+            return self.fc(batch["series"])
+
+    given = {"series": torch.randn(3, 4)}
+    with pytest.warns(LeftOut), pytest.raises(TypeError, match=r"so is a mapping: \(\(\{'a': a\},\), targets\)"):
+        rf.plan(Reads(), "params=0.8", data=[(given, torch.tensor([0, 1, 0]))])
+    assert rf.plan(Reads(), "params=0.8", data=[((given,), torch.tensor([0, 1, 0]))]).after.params > 0
 
 
 def test_a_graph_of_a_list_of_samples_is_refused_with_the_remedy(tmp_path):

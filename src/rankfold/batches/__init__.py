@@ -214,7 +214,7 @@ def _check_count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
             remedy = (
                 "give batches of the form (inputs, targets); several inputs are a tuple or mapping of their "
                 "own: ((a, b), targets), or ((a, b),) without targets; a list that is one input is its only member: "
-                "(([a, b],), targets)"
+                "(([a, b],), targets), and so is a mapping: (({'a': a},), targets)"
             )
         raise TypeError(f"{type(inner).__name__}.forward: {error}. It was called with {given}: {remedy}") from None
 

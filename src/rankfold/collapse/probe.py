@@ -232,7 +232,10 @@ def _labels(batch: Any) -> Tensor:
         binary = labels.dtype == torch.bool or bool(((labels == 0) | (labels == 1)).all())
         if binary or not (labels.is_floating_point() or labels.is_complex()):
             return labels.detach().flatten().cpu().long()
-    raise ValueError("the probe needs one class label for each sample: give batches (inputs, labels)")
+    raise ValueError(
+        "the probe needs one class label for each sample: give batches (inputs, labels); of numbers to be predicted "
+        "give the cluster that each sample belongs to, or use rankfold collapse, which forms them"
+    )
 
 
 def _columns(layer: LayerBound) -> dict[str, float]:
