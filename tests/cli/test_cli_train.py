@@ -117,6 +117,14 @@ main()
 """
 
 
+@pytest.mark.parametrize("verb", ["collapse", "analyze"])
+def test_commands_that_take_no_run_say_what_they_take(verb, finished):
+    run = finished[0] / "run"
+    said = " ".join(failed(verb, run).split())
+    assert f"run of rankfold train: give the network that it was made from, with --weights {run}" in said
+    assert "model.safetensors" in said
+
+
 def test_a_killed_process_is_taken_up_and_ends_with_the_very_same_weights(finished, here):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     died = subprocess.run([sys.executable, "-c", KILLED], env=environment, capture_output=True, text=True, check=False)

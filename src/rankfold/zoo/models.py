@@ -127,6 +127,11 @@ def _entry(name: str) -> _Entry:
 def no_such(name: str) -> str:
     """The sentence on a name that is no model, with one that is near."""
     place = Path(name)
+    if name and (place / "config.yaml").is_file() and (place / "model.safetensors").is_file():
+        return (
+            f"{name}: this is a run of rankfold train: give the network that it was made from, with --weights "
+            f"{place / 'model.safetensors'}"
+        )
     if name and place.is_dir():
         inside = sorted(file.parent.name for file in place.glob("*/config.json"))
         said = f": {', '.join(inside[:3])} in it {'has' if len(inside) == 1 else 'have'} one" if inside else ""
