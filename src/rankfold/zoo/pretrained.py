@@ -109,7 +109,7 @@ def table_of(model: Any) -> Any:
     """The embedding of the tokens that a model of transformers takes; None of one that takes none."""
     try:
         return model.get_input_embeddings()
-    except (NotImplementedError, AttributeError):  # of a model of sounds or pictures, in the words of its own
+    except NotImplementedError:  # what transformers says of a model of sounds or pictures
         return None
 
 

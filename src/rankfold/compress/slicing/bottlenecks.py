@@ -33,6 +33,7 @@ from rankfold.sites import (
     Site,
     SiteList,
     bottleneck_rows,
+    fingerprint,
     narrowable_sites,
     output_rows_alone,
     pair,
@@ -180,25 +181,16 @@ def _bottleneck(state: Mapping[str, Tensor], norm: str | None) -> Bottleneck:
 
 
 def factor_mark(model: nn.Module, found: SiteList | None = None) -> str:
-    """What bottlenecks belong to: hashes of the weights of every layer that can become narrower, and of all else that
-    the network holds, biases and statistics among it. One pass over them.
+    """What bottlenecks belong to: a hash of the weights of every layer that can become narrower, and that of all values
+    of the network (``fingerprint``), biases and statistics among them. Two passes over them.
 
     ``found``: those layers, where they are known."""
-    root = unwrap(model)
-    weights, rest, seen = hashlib.sha256(), hashlib.sha256(), set()
+    root, digest = unwrap(model), hashlib.sha256()
     for site in narrowable_sites(root) if found is None else found:
         for weight in weights_of(root.get_submodule(site.name)):
-            seen.add(weight.data_ptr())
-            _add(weights, site.name, weight)
-    for name, tensor in root.state_dict().items():
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and tensor.data_ptr() not in seen:
-            _add(rest, name, tensor)
-    return f"{weights.hexdigest()[:16]}-{rest.hexdigest()[:16]}"
-
-
-def _add(digest: Any, name: str, tensor: Tensor) -> None:
-    digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype};".encode())
-    digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            digest.update(f"{site.name}{tuple(weight.shape)}{weight.dtype};".encode())
+            digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return f"{digest.hexdigest()[:16]}-{fingerprint(root).partition(':')[2]}"
 
 
 def belongs(mark: str, model: nn.Module) -> bool:
