@@ -6,7 +6,8 @@
 Baseline: what SVD-LLM does first, written plainly below. Every matrix of the decoder is multiplied by the Cholesky root
 of the second moment of its inputs, truncated, and multiplied back; the same share of the parameters is kept in each.
 Ours: one shot (`rankfold.plan`) or, with `--method sequential`, the sweep; then `--steps` steps of `rankfold.tune_` of
-`--step-windows` windows. "kept" counts
+`--step-windows` windows. `--further N` goes on from there with N steps on as many other windows, twice: by an adapter
+(`rankfold.restore_`) of `--adapter` of the numbers, and by all the factors (`rankfold.tune_`). "kept" counts
 the matrices of the decoder alone; the head and the embedding stay. Perplexity: windows that do not overlap, the first
 token of each not predicted. Excess: log perplexity less that of the original. Seconds are of processor time.
 Everything that is finished is kept in `-o`: the same command goes on, and further seeds, sizes or steps use it.
@@ -140,6 +141,18 @@ class Tuned:
     title: str = "tuned"
 
 
+@dataclass(frozen=True)
+class Further:
+    """From one tuned network on, by all its ``factors`` or by an ``adapter`` of a share of its numbers."""
+
+    after: Tuned
+    by: str
+    steps: int
+    adapter: float | None = None
+    rate: float | None = None
+    title: str = "further"
+
+
 @dataclass
 class Bench:
     """Every line is a cell that is kept in ``directory``; profiles and compressed networks stay beside them."""
@@ -168,7 +181,7 @@ class Bench:
         place.mkdir(parents=True, exist_ok=True)
         ways: dict[type, Any] = {
             Original: self.original, Baseline: self.baseline, Measured: self.moments, Profiled: self.profiled,
-            Made: self.made, Tuned: self.tuned,
+            Made: self.made, Tuned: self.tuned, Further: self.further,
         }  # fmt: skip
         return ways[type(cell)](cell, place)
 
@@ -235,7 +248,8 @@ class Bench:
     def tuned(self, cell: Tuned, place: Path) -> dict[str, Any]:
         asked = Made(cell.seed, cell.method, cell.kept)
         spent = self.of(asked)["seconds"]
-        small: Any = rf.load(self.place(asked) / "small").model
+        loaded: Any = rf.load(self.place(asked) / "small")
+        small = loaded.model
         drawn = self.drawn(cell.seed, max(self.windows, cell.tune_windows))
         data = [{"input_ids": ids} for ids in drawn.split(cell.step_windows)]
         began = time.process_time()
@@ -244,8 +258,28 @@ class Bench:
             batch_size=cell.step_windows, learning_rate=cell.rate, by=cell.by,
         )  # fmt: skip
         spent += time.process_time() - began
+        rf.save(small, loaded.plan, place / "small")
         found = self.against(cell, judged(small, self.model, self.test))
         return {"what": f"tuned, {cell.by}", **found, "step": told.step, "seconds": spent}
+
+    def further(self, cell: Further, place: Path) -> dict[str, Any]:
+        tuned, start = cell.after, self.of(cell.after)
+        small: Any = rf.load(self.place(tuned) / "small").model
+        met = max(self.windows, tuned.tune_windows)
+        drawn = self.drawn(tuned.seed, met + cell.steps * tuned.step_windows)[met:]  # windows that were not met before
+        data = [{"input_ids": ids} for ids in drawn.split(tuned.step_windows)]
+        how: dict[str, Any] = {"steps": cell.steps, "samples": None, "batch_size": tuned.step_windows}
+        how |= {"objective": rf.CausalLanguageModel()} | ({} if cell.rate is None else {"learning_rate": cell.rate})
+        began = time.process_time()
+        if cell.by == "adapter":
+            told: Any = rf.restore_(small, self.model, data, params=cell.adapter, **how)
+        else:
+            told, *_ = rf.tune_(small, self.model, data, **how)
+        spent = time.process_time() - began
+        found = self.against(tuned, judged(small, self.model, self.test))
+        won = {"won back": 1 - found["excess"] / start["excess"], "won back of the KL": 1 - found["kl"] / start["kl"]}
+        held = {"held out before": told.before, "held out after": told.after, "step": told.step, "seconds": spent}
+        return {"what": f"further, by {cell.by}", **found, **won, "windows": len(drawn), **held}
 
 
 def cells(arguments: argparse.Namespace) -> Iterator[Any]:
@@ -257,10 +291,14 @@ def cells(arguments: argparse.Namespace) -> Iterator[Any]:
             yield Baseline(seed, kept)
             yield Made(seed, arguments.method, kept)
             if arguments.steps:
-                yield Tuned(
+                tuned = Tuned(
                     seed, arguments.method, kept, arguments.steps, arguments.step_windows, arguments.tune_windows,
                     arguments.rate, arguments.by,
                 )  # fmt: skip
+                yield tuned
+                if arguments.further:
+                    yield Further(tuned, "adapter", arguments.further, arguments.adapter, arguments.adapter_rate)
+                    yield Further(tuned, "factors", arguments.further)
 
 
 def parsed() -> argparse.Namespace:
@@ -278,6 +316,9 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--step-windows", type=int, default=8)
     parser.add_argument("--rate", type=float, help="of tuning; by default what tune_ takes")
+    parser.add_argument("--further", type=int, default=0, help="steps after those, by an adapter and by all factors")
+    parser.add_argument("--adapter", type=float, default=0.01, help="share of the numbers that the adapter may have")
+    parser.add_argument("--adapter-rate", type=float, help="of the adapter; by default what restore_ takes")
     parser.add_argument("--by", choices=("whole", "blocks"), default="whole", help="what is tuned at once")
     parser.add_argument("-o", "--out", type=Path, required=True, help="directory of what is finished")
     return parser.parse_args()
