@@ -607,6 +607,24 @@ def test_small_matrices_that_take_much_of_a_budget_are_named():
     rf.Dlrt(rf.dlrt_(model(), where="*"), torch.optim.SGD, lr=0.1, budget=0.1)
 
 
+def test_what_takes_most_of_a_budget_and_has_no_low_rank_is_named():
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table, self.attention = nn.Embedding(100, 64), nn.MultiheadAttention(64, 4)
+            self.after = nn.Linear(64, 64)
+
+    with pytest.warns(UserWarning, match="are in no layer of low rank") as told:
+        rf.Dlrt(rf.dlrt_(Reader()), torch.optim.SGD, lr=0.1, budget=0.9)
+    (message,) = (str(each.message) for each in told)
+    assert message.startswith("23,104 of the 24,480 parameters that budget=0.9 allows are in no layer of low rank")
+    assert "attention.in_proj_weight (read directly by its MultiheadAttention" in message
+    assert "table.weight (an embedding" in message
+    assert message.endswith("choose further layers (where=)")
+    with pytest.warns(UserWarning, match=r"most of them in 2\.weight;"):
+        rf.Pufferfish(budget=0.7).prepare_(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)), where="0")
+
+
 def test_a_size_and_a_tolerance_are_not_given_at_once():
     with pytest.raises(ValueError, match=r"budget=0\.3 and tolerance=0\.1 are two ways to choose ranks: give one"):
         rf.Dlrt(rf.dlrt_(network()), torch.optim.SGD, lr=0.1, budget=0.3, tolerance=0.1)

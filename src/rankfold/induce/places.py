@@ -207,19 +207,34 @@ def numbers_within(model: nn.Module, share: float) -> int:
     return left
 
 
-def warn_of_small(model: nn.Module, share: float) -> None:
-    """Warns where matrices that are left out for being small take a third and more of what ``share`` allows: others
-    pay for it with their ranks."""
-    root = unwrap(model)
+def warn_of_dense(model: nn.Module, share: float) -> None:
+    """Warns where what has no low rank takes half and more of what ``share`` allows, or matrices that are left out for
+    being small a third: the layers in training pay for it with their ranks."""
+    root, allowed = unwrap(model), share * dense_numbers(model)
     small = {s.name: prod(s.shape) for s in sites(root) if min(s.shape) < SMALL and _why_not(root, s, "*") is None}
-    dense = dense_numbers(root)
-    if 3 * sum(small.values()) >= share * dense:
-        warnings.warn(
-            f"{sum(small.values()):,} of the {int(share * dense):,} parameters that budget={share:g} allows are those "
-            f"of {', '.join(small)}, dense since one side is below {SMALL}: the other layers share the rest. "
-            "where='*' lets these have low rank too",
-            stacklevel=3,
+    if 3 * sum(small.values()) >= allowed:
+        taken, told = sum(small.values()), f"those of {', '.join(small)}, dense since one side is below {SMALL}"
+        remedy = "where='*' lets these have low rank too"
+    else:
+        trained = {id(p) for layer in in_training(root).values() for p in layer.trained}
+        left = {name: p.numel() for name, p in root.named_parameters() if id(p) not in trained}
+        taken = sum(left.values())
+        if 2 * taken < allowed:
+            return
+        reasons = dict(choice(root)[1])
+        reasons |= {  # of a matrix that holds three
+            name.replace("q_proj.weight", "in_proj_weight"): why for name, why in reasons.items()
+        }
+        largest = sorted(left, key=lambda name: -left[name])[:3]
+        told = "in no layer of low rank, most of them " + "; ".join(
+            f"in {name}" + (f" ({reasons[name]})" if name in reasons else "") for name in largest
         )
+        remedy = "Allow more, or choose further layers (where=)"
+    warnings.warn(
+        f"{taken:,} of the {int(allowed):,} parameters that budget={share:g} allows are {told}: the other layers share "
+        f"the rest. {remedy}",
+        stacklevel=3,
+    )
 
 
 def _folded(layer: InTraining, matrix: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from rankfold.induce.dynamic.gradients import check_finite, clip_, gradients_of,
 from rankfold.induce.dynamic.moments import turn_
 from rankfold.induce.dynamic.pace import Pace
 from rankfold.induce.dynamic.worth import Worth
-from rankfold.induce.places import averaged_, check_prepared, in_training, same_everywhere_, still_there, warn_of_small
+from rankfold.induce.places import averaged_, check_prepared, in_training, same_everywhere_, still_there, warn_of_dense
 from rankfold.layers import DynamicLowRank
 from rankfold.linalg.errors import NonFiniteError
 from rankfold.linalg.manifold import tangent
@@ -127,7 +127,7 @@ class Dlrt(Around):
         self.grow = grow if integrator == "window" else 1.0
         self.cut = Cut.of(model, self.layers.values(), tolerance, budget, reach, most)
         if budget is not None:
-            warn_of_small(model, budget)
+            warn_of_dense(model, budget)
         self.worth, self.condition, self.position = Worth(), condition, 0
         self.factors, self.freed = factors, any(layer.freed for layer in self.layers.values())
         if self.freed and not factors:

@@ -19,7 +19,7 @@ from rankfold.induce.places import (
     put_,
     same_everywhere_,
     still_there,
-    warn_of_small,
+    warn_of_dense,
 )
 from rankfold.layers import Approached, InTraining, Phased
 from rankfold.linalg.errors import NonFiniteError
@@ -65,7 +65,7 @@ class Way:
             self.begin_(layer)
         if self.budget is not None:
             numbers_within(model, self.budget)
-            warn_of_small(model, self.budget)
+            warn_of_dense(model, self.budget)
         self.start_(model)
         return model
 
