@@ -138,6 +138,58 @@ def test_every_integrator_learns(integrator, kind):
         assert set(optimizer.ranks.values()) == {6}
 
 
+def of_one_layer(m: int, n: int, rank: int, integrator: str = "window"):
+    """A convex problem whose least is zero, and how to take so many steps of it."""
+    torch.manual_seed(0)
+    x = torch.randn(200, n, dtype=torch.float64)
+    y = x @ torch.randn(m, n, dtype=torch.float64).mT / n**0.5
+    model = rf.dlrt_(nn.Sequential(nn.Linear(n, m, bias=False, dtype=torch.float64)), rank, where="*")
+    optimizer = rf.Dlrt(model, torch.optim.SGD, lr=0.1, tolerance=1e-3, integrator=integrator, window=5)
+
+    def steps(model: nn.Module, optimizer: rf.Dlrt, count: int) -> float:
+        for _ in range(count):
+            optimizer.zero_grad()
+            loss = (model(x) - y).square().sum(1).mean()
+            loss.backward()
+            optimizer.step()
+        return float(loss.detach())
+
+    return model, optimizer, steps
+
+
+@pytest.mark.parametrize("integrator", ["window", "parallel"])
+@pytest.mark.parametrize(("m", "n"), [(8, 24), (24, 8)])
+@pytest.mark.parametrize("rank", [5, 8])
+def test_a_side_that_is_complete_does_not_hold_the_other_back(m, n, rank, integrator):
+    model, optimizer, steps = of_one_layer(m, n, rank, integrator)
+    assert steps(model, optimizer, 400) < 1e-4
+    assert optimizer.ranks == {"0": 8}
+
+
+@pytest.mark.parametrize(("m", "n"), [(8, 24), (24, 8)])
+def test_a_window_with_unequal_sides_is_saved_loaded_folded_and_copied(m, n, tmp_path):
+    model, optimizer, steps = of_one_layer(m, n, 6)
+    steps(model, optimizer, 7)  # two of five steps into the second window
+    core = model[0].core
+    assert core.shape[0] != core.shape[1]
+    assert core.shape == (model[0].left.shape[1], model[0].right.shape[0])
+    other, its, _ = of_one_layer(m, n, 6)
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    other.load_state_dict(state["model"])
+    its.load_state_dict(state["optimizer"])
+    weight = model[0].weight.detach().clone()
+    folded = rf.fold_(copy.deepcopy(model))
+    assert torch.allclose(folded[0].weight, weight, atol=1e-14)
+    factored = rf.fold_(copy.deepcopy(model), keep=True)
+    assert factored[0].rank == 8
+    x = torch.randn(3, n, dtype=torch.float64)
+    assert torch.allclose(factored(x), x @ weight.mT, atol=1e-13)
+    steps(model, optimizer, 20)
+    steps(other, its, 20)
+    assert torch.equal(model[0].weight, other[0].weight)
+
+
 def test_gradients_may_be_cleared_between_forward_and_backward():
     model = rf.dlrt_(network(), 4)
     optimizer = rf.Dlrt(model, torch.optim.SGD, lr=0.1)

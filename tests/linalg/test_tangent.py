@@ -42,19 +42,25 @@ def test_augmenting_changes_the_bases_and_not_the_matrix(m, n):
     now = triple(m, n)
     _, left, right, _ = gradients(now)
     wide, turn = now.augmented(left, right)
+    assert wide.core.shape == (min(2 * now.rank, m), min(2 * now.rank, n))
     assert wide.rank == min(2 * now.rank, m, n)
     assert (wide.product - now.product).norm() < 1e-15 * 10
     for basis in (wide.left, wide.right.mT):
-        assert (basis.mT @ basis - torch.eye(wide.rank)).norm() < 1e-14
+        assert (basis.mT @ basis - torch.eye(basis.shape[1])).norm() < 1e-14
     assert torch.equal(turn.linear(now.core)[: now.rank, : now.rank], now.core)
 
 
-def test_a_parallel_step_is_a_step_along_the_projected_gradient_however_small_singular_values_are():
-    now, rate = triple(12, 10), 0.3
+@pytest.mark.parametrize(
+    ("m", "n"), [(12, 10), (5, 30), (30, 5), (4, 9), (9, 4), (4, 4)]
+)  # with one side complete, too
+def test_a_parallel_step_is_a_step_along_the_projected_gradient_however_small_singular_values_are(m, n):
+    now, rate = triple(m, n), 0.3
     g, left, right, core = gradients(now)
     wide, _ = now.augmented(left, right)
     stepped = Triple(wide.left, wide.core - rate * wide.tangent_core(left, right, core), wide.right)
     assert (stepped.product - (now.product - rate * projected(now, g))).norm() < 1e-14
+    if m != n and min(m, n) < 2 * now.rank:
+        return  # the core is no square
     # the transposed product, as in one published code, is far away
     wrong = Triple(wide.left, wide.core - rate * wide.tangent_core(left, right, core).mT, wide.right)
     assert (wrong.product - (now.product - rate * projected(now, g))).norm() > 0.1
@@ -214,6 +220,11 @@ def test_the_penalty_on_the_spread_its_gradient_and_its_bound():
     (expected,) = torch.autograd.grad(size, core)
     assert torch.allclose(gradient, expected, atol=1e-13)
     size = size.detach()
+    for other in (core.detach()[:3], core.detach()[:, :3]):  # in an open window the core may be no square
+        away, found = torch.linalg.svdvals(other).square(), tangent.spread(other)
+        assert float(found[0]) == pytest.approx(float((away - away.mean()).norm()))
+        expected = torch.func.grad(lambda core: tangent.spread(core)[0])(other)
+        assert torch.allclose(found[1], expected, atol=1e-13)
     values = torch.linalg.svdvals(core.detach())
     assert float(size) == pytest.approx(len(values) ** 0.5 * float(values.square().std(correction=0)))
     assert values[0] / values[-1] <= (1 + 2**0.5 * size / values[-1] ** 2) ** 0.5

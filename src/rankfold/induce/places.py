@@ -297,6 +297,6 @@ def _parts(layer: InTraining) -> tuple[Tensor, ...]:
         if isinstance(layer, Scaled):
             return layer.right, layer.left * layer.scale
         return layer.right, layer.left
-    p, values, q = torch.linalg.svd(layer.core.double())
+    p, values, q = torch.linalg.svd(layer.core.double(), full_matrices=False)
     roots = values.sqrt()
     return roots.unsqueeze(1) * (q @ layer.right.double()), layer.left.double() @ p * roots

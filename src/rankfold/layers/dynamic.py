@@ -23,12 +23,13 @@ from rankfold.linalg.manifold.tucker import Ladder, TuckerPoint, frames, rank_on
 class DynamicLowRank(InTraining):
     """``y = x·(left·core·right)ᵀ + bias``, for a linear layer or a convolution, which ``ordinary`` is without weight.
 
-    ``left`` (m, r) and ``right`` (r, n), orthonormal, are buffers; ``core`` (r, r) and ``bias`` are parameters.
+    ``left`` (m, p) and ``right`` (q, n), orthonormal, are buffers; ``core`` (p, q) and ``bias`` are parameters. Only in
+    a window may p and q differ; the rank is the smaller one.
     ``stored_transposed``: the ordinary layer keeps its weight as (n, m).
     Once ``free_`` was called, autograd trains left and right themselves; they are not orthonormal then, and the core is
     the identity.
     While ``probing`` a forward pass in training costs r(m + n) more for each row, and backward leaves in ``gradients``
-    the sums of gVᵀ (m, r) and Uᵀg (r, n) over all backward passes since they were cleared.
+    the sums of gVᵀ (m, q) and Uᵀg (p, n) over all backward passes since they were cleared.
     """
 
     moving = ("left", "core", "right")
@@ -48,7 +49,7 @@ class DynamicLowRank(InTraining):
 
     @property
     def rank(self) -> int:
-        return self.core.shape[0]
+        return min(self.core.shape)
 
     @property
     def freed(self) -> bool:
@@ -59,7 +60,7 @@ class DynamicLowRank(InTraining):
     def free_(self) -> None:
         """The same weight as two factors, which are parameters from now on: √S on either side. A direction that holds
         nothing is zero on the left alone, as in LoRA's start: with zeros on both sides it could never learn."""
-        p, values, q = torch.linalg.svd(wide(self.core.detach()))
+        p, values, q = torch.linalg.svd(wide(self.core.detach()), full_matrices=False)
         empty = values <= torch.finfo(values.dtype).eps * values[:1].clamp_min(torch.finfo(values.dtype).tiny)
         left, right = torch.where(empty, 0.0, values.sqrt()), torch.where(empty, 1.0, values.sqrt())
         self.put_(
@@ -105,8 +106,8 @@ class DynamicLowRank(InTraining):
         return self.right, self.left @ self.core
 
     def fits(self, shapes: Mapping[str, torch.Size]) -> bool:
-        (m, n), rank = self.shape, shapes["core"][-1] if shapes["core"] else 0
-        return shapes == {"left": (m, rank), "core": (rank, rank), "right": (rank, n)}
+        (m, n), (p, q) = self.shape, (*shapes["core"], 0, 0)[:2]
+        return shapes == {"left": (m, p), "core": (p, q), "right": (q, n)}
 
     @property
     def gradients(self) -> tuple[Tensor, Tensor] | None:
@@ -138,16 +139,16 @@ class DynamicLowRank(InTraining):
         return main + self._out(self._in(x, right_probe), self.left, None)
 
     def _ready(self) -> tuple[Tensor, Tensor]:
-        if (
-            self._probes is None
-            or self._probes[0].shape != self.left.shape
-            or self._probes[0].device != self.left.device
-        ):
-            self._probes = (
-                torch.zeros_like(self.left).requires_grad_(),
-                torch.zeros_like(self.right).requires_grad_(),
-            )
+        left, right = self._probe_shapes()
+        known = self._probes
+        if known is None or (known[0].shape, known[1].shape, known[0].device) != (left, right, self.left.device):
+            self._probes = self.left.new_zeros(left).requires_grad_(), self.right.new_zeros(right).requires_grad_()
+        assert self._probes is not None
         return self._probes
+
+    def _probe_shapes(self) -> tuple[torch.Size, torch.Size]:
+        (p, q), (m, n) = self.core.shape, self.shape
+        return torch.Size((m, q)), torch.Size((p, n))
 
     def __deepcopy__(self, memo: Any) -> DynamicLowRank:
         probes, self._probes = self._probes, None  # of a graph of the original alone
@@ -233,6 +234,9 @@ class DynamicTucker(DynamicLowRank):
         expected, given = super().agreement()  # through the frame of the core's rows
         frame = frames(wide(self.core.detach()))[0].flatten(1)
         return expected, wide(given).flatten(1) @ frame.mT
+
+    def _probe_shapes(self) -> tuple[torch.Size, torch.Size]:
+        return self.left.shape, self.right.shape
 
     def _mix(self, x: Tensor, matrix: Tensor, bias: Tensor | None = None) -> Tensor:
         return CONVOLUTIONS[len(self.kernel)](x, self._at_a_point(matrix), bias)

@@ -1,6 +1,7 @@
 """Steps on the manifold of matrices of low rank: bases that a gradient extends, truncation, and what goes along.
 
-A matrix is W = U S V with U (m, r) of orthonormal columns, S (r, r) and V (r, n) of orthonormal rows. Of a gradient g
+A matrix is W = U S V with U (m, r) of orthonormal columns, S (r, r) and V (r, n) of orthonormal rows. Where one side
+has no more directions the other goes on alone, and S is (p, q) until it is truncated. Of a gradient g
 of W three thin products are enough: gVᵀ (m, r), Uᵀg (r, n) and UᵀgVᵀ (r, r). Nothing here inverts S, so that singular
 values may be as small as they like, or zero; nothing of size m × n is formed.
 """
@@ -21,7 +22,7 @@ _NEGLIGIBLE = {torch.float64: 1e-12}  # of the largest direction; 1e-6 in float3
 
 @dataclass(frozen=True)
 class Triple:
-    """U (m, r), S (r, r), V (r, n) of W = U S V."""
+    """U (m, p), S (p, q), V (q, n) of W = U S V, at rank r = min(p, q); p = q but between growth and truncation."""
 
     left: Tensor
     core: Tensor
@@ -29,7 +30,7 @@ class Triple:
 
     @property
     def rank(self) -> int:
-        return self.core.shape[0]
+        return min(self.core.shape)
 
     @property
     def product(self) -> Tensor:
@@ -50,19 +51,17 @@ class Triple:
     def augmented(self, left_gradient: Tensor, right_gradient: Tensor, most: int | None = None) -> tuple[Triple, Turn]:
         """The same W in bases with the gradient's directions too, [U, U₁] and [V; V₁], and a core padded by zeros.
 
-        With ``most`` only so many directions, the gradient's largest.
+        With ``most`` only so many directions on either side, the gradient's largest.
 
-        ``left_gradient`` gVᵀ (m, r), ``right_gradient`` Uᵀg (r, n). The ranks of both sides grow together, by the
-        smaller number of new directions, so that the core stays square. (Rank-adaptive BUG, Ceruti, Kusch,
-        Lubich 2022.)
+        ``left_gradient`` gVᵀ (m, r), ``right_gradient`` Uᵀg (r, n). Each side grows by its own directions: a basis that
+        is complete does not hold the other one back. (Rank-adaptive BUG, Ceruti, Kusch, Lubich 2022.)
         """
-        below = new_directions(self.left, left_gradient)
-        beside = new_directions(self.right.mT, right_gradient.mT)
-        extra = min(below.shape[1], beside.shape[1], self.rank if most is None else most)
-        left = torch.cat([self.left, below[:, :extra]], 1)
-        right = torch.cat([self.right, beside[:, :extra].mT])
-        turn = torch.eye(self.rank, self.rank + extra, dtype=self.core.dtype, device=self.core.device)
-        return Triple(left, turn.mT @ self.core @ turn, right), Turn(turn, turn)
+        most = self.rank if most is None else most
+        below = new_directions(self.left, left_gradient)[:, :most]
+        beside = new_directions(self.right.mT, right_gradient.mT)[:, :most]
+        turn = Turn(*(torch.eye(n, n + new.shape[1]).to(self.core) for n, new in zip(self.core.shape, (below, beside))))
+        left, right = torch.cat([self.left, below], 1), torch.cat([self.right, beside.mT])
+        return Triple(left, turn.linear(self.core), right), turn
 
     def tangent_core(self, left_gradient: Tensor, right_gradient: Tensor, core_gradient: Tensor) -> Tensor:
         """The gradient of the core of ``augmented`` as far as the three products know it: its block U₁ᵀgV₁ᵀ is zero.
@@ -70,11 +69,11 @@ class Triple:
         A step S − η·this is W − η P(g) exactly, with P the projection onto the tangent space at W: the parallel
         integrator (Schotthöfer et al., GeoLoRA).
         """
-        rank = core_gradient.shape[0]
+        p, q = core_gradient.shape
         found = torch.zeros_like(self.core)
-        found[:rank, :rank] = core_gradient
-        found[rank:, :rank] = self.left[:, rank:].mT @ left_gradient
-        found[:rank, rank:] = right_gradient @ self.right[rank:].mT
+        found[:p, :q] = core_gradient
+        found[p:, :q] = self.left[:, p:].mT @ left_gradient
+        found[:p, q:] = right_gradient @ self.right[q:].mT
         return found
 
     def moved(self, left_gradient: Tensor, right_gradient: Tensor, rate: float) -> tuple[Triple, Turn]:
@@ -213,9 +212,13 @@ def clamped(core: Tensor, condition: float) -> Tensor:
 
 
 def spread(core: Tensor) -> tuple[Tensor, Tensor]:
-    """R(S) = ‖SᵀS − α²I‖, α² = ‖S‖²/r, of S (·, r), and its gradient 2S(SᵀS − α²I)/R: zero where all singular values
-    are equal. κ(S) ≤ (1 + √2 R/σ_r²)^½ (RobustDLRT, Schotthöfer et al. 2025).
+    """R(S) = ‖SᵀS − α²I‖, α² = ‖S‖²/r, of S (·, r), of Sᵀ where that has the fewer columns, and its gradient
+    2S(SᵀS − α²I)/R: zero where all singular values are equal. κ(S) ≤ (1 + √2 R/σ_r²)^½ (RobustDLRT, Schotthöfer et al.
+    2025).
     """
+    if core.shape[1] > core.shape[0]:
+        size, gradient = spread(core.mT)
+        return size, gradient.mT
     away, rank = core.mT @ core, core.shape[1]
     away = away - torch.eye(rank, dtype=core.dtype, device=core.device) * (core.square().sum() / rank)
     size = away.norm()
