@@ -11,6 +11,7 @@ from networks import network
 from torch import nn
 
 import rankfold as rf
+from rankfold.compress.repair import whole
 from rankfold.compress.repair.blocks import blocks, blocks_of_both, blocks_off, noted
 from rankfold.compress.repair.tune import tune_
 from rankfold.compress.repair.turning import Turning
@@ -445,3 +446,29 @@ def test_networks_without_blocks_are_tuned_by_their_answers_alone():
     assert not blocks_of_both(small, net)
     (told,) = rf.tune_(small, net, x, steps=20, objective="teacher", batch_size=8)
     assert told.after < told.before
+
+
+def test_how_far_a_step_reaches_does_not_depend_on_how_much_gradients_are_clipped(monkeypatch):
+    """What is promised and what there is to win are told in one unit: else the larger gradients are, the longer."""
+    model, data = three()
+    small = rf.apply_(copy.deepcopy(model), rf.plan(model, "params=0.6", "project", data))
+    trained = [p for module in small.modules() if isinstance(module, rf.LowRankLinear) for p in module.parameters()]
+
+    def first_move(most: float) -> torch.Tensor:
+        moves = []
+
+        class Noted(Turning):
+            def step(self, closure=None):
+                before = [p.detach().clone() for p in trained]
+                super().step(closure)
+                moves.append(torch.cat([(p.detach() - b).flatten() for p, b in zip(trained, before, strict=True)]))
+
+        monkeypatch.setattr(whole, "CLIP", most)
+        how = whole.Steps(1, 1.0, None, 64, Noted)  # a rate so high that the reach alone decides
+        start = [p.detach().clone() for p in trained]
+        whole.tune_whole_(small, model, trained, data, rf.Teacher(), how)
+        for parameter, value in zip(trained, start, strict=True):
+            parameter.data.copy_(value)
+        return moves[0]
+
+    torch.testing.assert_close(first_move(1e-4), first_move(1e4))

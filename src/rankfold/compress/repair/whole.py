@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle, islice
 from typing import Any
 
@@ -93,8 +94,8 @@ def tune_whole_(
                 weight = _balance(loss, beside) if weight is None else weight
                 loss = loss + weight * beside
                 differentiate(loss, "whole")
-            torch.nn.utils.clip_grad_norm_(trained, CLIP)
-            optimizer.step(loss.item)  # differentiated already
+            norm = float(torch.nn.utils.clip_grad_norm_(trained, CLIP))
+            optimizer.step(partial(_shortened, loss.item(), norm))  # differentiated already
             schedule.step()
             if step in looks and (now := judged.divergence(root)) < best:
                 best, at = now, step
@@ -105,6 +106,11 @@ def tune_whole_(
             for parameter, value in zip(trained, kept, strict=True):
                 parameter.copy_(value)
     return Way(before, best, at)
+
+
+def _shortened(loss: float, norm: float) -> float:
+    """What there is to win, in the unit that gradients of this ``norm`` have once they are clipped."""
+    return loss * min(1.0, CLIP / norm) if norm > 0 else loss
 
 
 def _balance(loss: Tensor, beside: Tensor) -> float:
