@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from rankfold import BudgetError
 from rankfold.adapt import extract
 from rankfold.adapt.extraction.named import Named
 from rankfold.adapt.extraction.running import running_model
@@ -149,3 +150,14 @@ def test_factors_of_float64_are_kept_in_it():
     for data in (None, torch.randn(64, 8, dtype=torch.float64)):
         a, b = extract(base, tuned, "error=1e-10", data=data).adapter.pairs["0"]
         assert float((b @ a - change).norm() / change.norm()) < 1e-10
+
+
+def test_an_error_below_what_rounding_leaves_is_refused_as_that():
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(8, 8))
+    tuned = copy.deepcopy(base)
+    left, right = (torch.linalg.qr(torch.randn(8, 8))[0] for _ in range(2))
+    with torch.no_grad():
+        tuned[0].weight.add_(left * torch.logspace(0, -7, 8) @ right)
+    with pytest.raises(BudgetError, match="error=1e-09 cannot be told from the rounding of the weights"):
+        extract(base, tuned, "error=1e-9")
