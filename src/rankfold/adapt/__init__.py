@@ -8,7 +8,8 @@ from rankfold.adapt.extraction.extract import extract
 from rankfold.adapt.extraction.result import Extraction
 from rankfold.adapt.geolora import GeoLora, geolora_
 from rankfold.adapt.layer import AdaptedLayer, DeepLoRALinear
-from rankfold.adapt.peft_format import Adapter, is_adapter, read_adapter, write_adapter
+from rankfold.adapt.peft_format import Adapter, is_adapter, write_adapter
+from rankfold.adapt.reading import read_adapter
 from rankfold.adapt.restore import Restored, restore_
 from rankfold.adapt.saving import save_adapter
 

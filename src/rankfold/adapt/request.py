@@ -7,8 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rankfold.adapt.extraction.result import NOTE
-from rankfold.adapt.peft_format import CONFIG, WEIGHTS, check_adapter_place, is_adapter
+from rankfold.adapt.peft_format import CONFIG, NOTE, WEIGHTS, check_adapter_place, is_adapter
 from rankfold.run.disk.container import read_object
 from rankfold.run.disk.foreign import foreign
 

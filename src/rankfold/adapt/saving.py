@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from rankfold.adapt.deep_lora import updates
+from rankfold.adapt.finite import finite_pair
 from rankfold.adapt.peft_format import Adapter, write_adapter
 from rankfold.adapt.places import hung, unread
 from rankfold.sites import unwrap
@@ -43,6 +44,7 @@ def save_adapter(
             alone. A convolution with dilation or another padding than zeros, of which PEFT forgets the setting. A layer
             of ``nn.TransformerEncoderLayer`` whose fused kernel would not see the adapter. An adapter that is there
             already and that rankfold did not write.
+        NonFiniteError: an update with values that are NaN or infinite, with the layer's name.
 
     Example:
         >>> net = rf.deep_lora_(nn.Sequential(nn.Linear(16, 8)), rank=2)
@@ -62,6 +64,8 @@ def adapter_of(model: nn.Module, *, base_model: str = "", tolerance: float = 0.0
             f"tolerance, a share of the largest singular value, must be at least 0 and below 1, got {tolerance!r}"
         )
     _check_places(model, found)
+    for name, adapted in found.items():
+        finite_pair(name, adapted.matrices())
     pairs = {}
     for name, adapted in found.items():
         why = unread(unwrap(model), name, adapted.base)

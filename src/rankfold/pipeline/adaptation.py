@@ -15,7 +15,6 @@ from torch import nn
 from rankfold.adapt.extraction.adapters import combine
 from rankfold.adapt.extraction.budget import Asked
 from rankfold.adapt.extraction.compare import LeftOut
-from rankfold.adapt.extraction.extract import is_causal
 from rankfold.adapt.extraction.result import Extraction, Layer
 from rankfold.adapt.peft_format import Adapter
 from rankfold.adapt.places import in_words
@@ -29,7 +28,7 @@ from rankfold.run.digest import digest
 from rankfold.run.disk.container import packed
 from rankfold.run.disk.files import write_atomically
 from rankfold.run.progress import Tell
-from rankfold.sites import fingerprint, is_pretrained, sites, unwrap
+from rankfold.sites import fingerprint, is_causal, is_pretrained, sites, unwrap
 from rankfold.sites.wish import Where
 from rankfold.train import History, Recipe, TrainingError, choose, evaluate, fit
 from rankfold.train.feed import Feed, length

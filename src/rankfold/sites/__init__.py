@@ -29,7 +29,7 @@ from rankfold.sites.kinds.factored import (
 )
 from rankfold.sites.kinds.linear import LinearLayer
 from rankfold.sites.opened import held_fast, hidden, opened, replace_, settle_
-from rankfold.sites.pretrained import is_pretrained, pretrained_parts
+from rankfold.sites.pretrained import is_causal, is_pretrained, pretrained_parts
 from rankfold.sites.product import Product, factors_of, ordinary_class, products
 from rankfold.sites.site import Joint, Site, SiteList, why_left
 from rankfold.sites.tied import untie_
@@ -41,8 +41,8 @@ __all__ = [
     "Call", "FOLD_FIRST", "Factors", "Form", "Joint", "Layer", "LinearLayer", "NOT_SELECTED", "Names", "NoLayer",
     "Product",
     "QUANTIZED", "Site", "SiteList", "architecture", "bottleneck_rows", "carry_hooks_",
-    "factored_layers", "factored_sites", "factors_of", "fingerprint", "fits", "is_pretrained", "leave_fused_kernels_",
-    "narrow_",
+    "factored_layers", "factored_sites", "factors_of", "fingerprint", "fits", "is_causal", "is_pretrained",
+    "leave_fused_kernels_", "narrow_",
     "narrowable_sites", "narrower",
     "ordinary_class", "output_rows_alone", "pair",
     "packed", "positions", "pretrained_parts", "products", "read_layer", "check_ordinary", "register_reader",

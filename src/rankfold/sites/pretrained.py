@@ -15,6 +15,17 @@ def is_pretrained(module: nn.Module) -> bool:
     )
 
 
+def is_causal(model: nn.Module) -> bool:
+    """Whether it is a language model that goes from left to right: one of those that transformers itself calls so, not
+    all of whose names say it (``GPT2LMHeadModel``), or any other whose name says it."""
+    if not is_pretrained(model) or type(model).__name__.endswith("ForCausalLM"):
+        return type(model).__name__.endswith("ForCausalLM")
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
+
+    known = {name for names in KNOWN.values() for name in ((names,) if isinstance(names, str) else names)}
+    return any(kind.__name__ in known for kind in type(model).__mro__)
+
+
 def pretrained_parts(root: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The outermost models of transformers in ``root``, itself among them, each with its path."""
     if is_pretrained(root):

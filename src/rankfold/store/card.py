@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from rankfold.compress.planning.plan import Plan
+from rankfold.sites import is_causal
 from rankfold.store.manifest import UNFINISHED
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # OWNER/NAME on the hub
@@ -69,7 +70,7 @@ def _base(model: nn.Module, notes: Mapping[str, Any]) -> str:
 
 
 def _auto(model: nn.Module) -> str:
-    return "AutoModelForCausalLM" if type(model).__name__.endswith(("CausalLM", "LMHeadModel")) else "AutoModel"
+    return "AutoModelForCausalLM" if is_causal(model) else "AutoModel"
 
 
 def _unfinished(notes: Mapping[str, Any]) -> list[str]:

@@ -14,7 +14,9 @@ from rankfold.adapt.extraction.budget import Asked, asked, room
 from rankfold.adapt.extraction.compare import LeftOut
 from rankfold.adapt.extraction.result import Extraction, extraction_of
 from rankfold.adapt.extraction.spread import Update, spread
-from rankfold.adapt.peft_format import Adapter, read_adapter
+from rankfold.adapt.finite import finite_pair
+from rankfold.adapt.peft_format import Adapter
+from rankfold.adapt.reading import read_adapter
 from rankfold.linalg.leading import Leading, leading_of_product
 
 _WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
@@ -43,8 +45,8 @@ def combine(
         An ``Extraction``.
 
     Raises:
-        ValueError: adapters whose layers are called as those of different networks, or are of other sizes; a number of
-            weights that does not fit.
+        ValueError: adapters whose layers are called as those of different networks, or are of other sizes; values that
+            are not finite; a number of weights that does not fit.
         BudgetError: a budget that cannot be met.
 
     Cost: O((m + n) r²) for each layer, r the sum of ranks: no product is formed.
@@ -64,7 +66,9 @@ def combine(
     names = list(dict.fromkeys(name for adapter in read for name in adapter.pairs))
     stacked = {name: _stacked(name, read, scales) for name in names}
     shapes = {name: (len(left), right.shape[1]) for name, (right, left) in stacked.items()}
-    updates = {name: Update(shapes[name], _deferred(*pair)) for name, pair in stacked.items()}
+    updates = {
+        name: Update(shapes[name], _deferred(*pair), stored=_stored(name, read)) for name, pair in stacked.items()
+    }
     size = sum(adapter.params for adapter in read)
     whole = dict(read[0].whole) if len(read) == 1 else {}
     stored = sum(tensor.numel() for tensor in whole.values())
@@ -95,15 +99,22 @@ def combine(
 def _stacked(name: str, read: Sequence[Adapter], scales: Sequence[float]) -> tuple[Tensor, Tensor]:
     """(A of all below one another, B of all beside one another): their product is the weighted sum."""
     given = [
-        (adapter.pairs[name][0], scale * adapter.scaling * adapter.pairs[name][1])
+        (a.double(), scale * adapter.scaling * b.double())  # before the product, which half precision would round
         for adapter, scale in zip(read, scales, strict=True)
         if name in adapter.pairs
+        for a, b in [finite_pair(name, adapter.pairs[name])]
     ]
     sizes = {(len(b), a.shape[1]) for a, b in given}
     if len(sizes) > 1:
         told = " and ".join(f"{m}×{n}" for m, n in sorted(sizes))
         raise ValueError(f"{name} has different sizes: {told}. These adapters do not belong to the same network")
-    return torch.cat([a.double() for a, _ in given]), torch.cat([b.double() for _, b in given], 1)
+    return torch.cat([a for a, _ in given]), torch.cat([b for _, b in given], 1)
+
+
+def _stored(name: str, read: Sequence[Adapter]) -> Callable[[], torch.dtype]:
+    """The type of the factors of a layer: float64 where one of the adapters has it in that, else float32."""
+    kinds = {matrix.dtype for adapter in read if name in adapter.pairs for matrix in adapter.pairs[name]}
+    return lambda: torch.float64 if torch.float64 in kinds else torch.float32
 
 
 def _deferred(right: Tensor, left: Tensor) -> Callable[[int], Leading]:

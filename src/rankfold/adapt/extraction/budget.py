@@ -122,6 +122,11 @@ def _within_error(
         if unknown:
             return dict(tops)
         reached = (least / max(float(sum(c.losses[0] for c in curves.values())), 1e-300)) ** 0.5
+        if wanted.rank is None:
+            raise BudgetError(
+                f"error={wanted.error:g} cannot be told from the rounding of the weights, which alone leaves "
+                f"{reached:.3g}: allow a larger error"
+            )
         raise BudgetError(
             f"error={wanted.error:g} cannot be reached at rank {wanted.rank}, where the error is {reached:.3g}: "
             "allow a larger error or a higher rank"

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rankfold.adapt.extraction.named import Named, check_finite, quantised
 from rankfold.adapt.places import Places
-from rankfold.run.disk.tensors import Checkpoint, is_weights
+from rankfold.run.disk.tensors import Checkpoint
 from rankfold.sites import unwrap
 
 _CHUNK = 1 << 22  # numbers that are widened at once
@@ -30,48 +31,38 @@ class LeftOut:
     moved: float = 0.0
 
 
-def keys_of(names: Iterable[str], checkpoint: Checkpoint) -> dict[str, str]:
-    """The key in ``checkpoint`` of each name of a model, where it has one.
-
-    Files of a model without its head, or with one, differ by one word in front of every name.
-    """
-    wanted = list(names)
-    heads = {"", *(f"{key.partition('.')[0]}." for key in checkpoint.names)}
-    ways: list[dict[str, str]] = [{name: head + name for name in wanted if head + name in checkpoint} for head in heads]
-    for head in {f"{name.partition('.')[0]}." for name in wanted}:
-        bare = {name: name.removeprefix(head) for name in wanted if name.startswith(head)}
-        ways.append({name: key for name, key in bare.items() if key in checkpoint})
-    plain = {name: name for name in wanted if name in checkpoint}
-    return max([plain, *ways], key=len)
-
-
-def check_alike(base: Checkpoint, tuned: Checkpoint, names: Mapping[str, tuple[str, str]]) -> None:
+def check_alike(base: Named, tuned: Named, names: Sequence[str]) -> None:
     """``ValueError`` in one line, with the layer, for checkpoints of which one is no tuning of the other.
 
-    ``names``: for each weight to adapt its key in both.
+    ``names``: of the weights to adapt.
     """
-    for which, other in ((base, tuned), (tuned, base)):
+    for named in (base, tuned):
+        lacking = [name for name in names if name not in named]
+        if lacking:
+            more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
+            raise ValueError(
+                f"{named.title} has no tensor {lacking[0]}{more}: it is of another architecture, or quantised: "
+                "give a checkpoint and another one that was tuned from it"
+            )
+    first, second = base.checkpoint, tuned.checkpoint
+    for which, other in ((first, second), (second, first)):
         # scales beside the weights of a quantiser have names of their own, which the other side has not
         found = next((n for n in which.names if n not in other and n.rpartition(".")[2] in _QUANTISED), None)
         if found is not None:
-            raise ValueError(_quantised(which, found))
-    for name, (first, second) in names.items():
-        if base.shape(first) != tuned.shape(second):
+            raise ValueError(quantised(which, found))
+    for name in names:
+        if base.shape(name) != tuned.shape(name):
             raise ValueError(
-                f"{name} is {sized(base.shape(first))} in {base.title} and {sized(tuned.shape(second))} in "
+                f"{name} is {sized(base.shape(name))} in {base.title} and {sized(tuned.shape(name))} in "
                 f"{tuned.title}, so their architectures differ: give a checkpoint and another one that was tuned "
                 "from it"
             )
 
 
-def with_new_rows(model: nn.Module, base: Checkpoint, tuned: Checkpoint) -> dict[str, tuple[int, int]]:
-    """The rows in ``base`` and in ``tuned`` of each tensor of ``model`` that has more of them in ``tuned``, as those of
+def with_new_rows(base: Named, tuned: Named) -> dict[str, tuple[int, int]]:
+    """The rows in ``base`` and in ``tuned`` of each tensor of the model that has more of them in ``tuned``, as those of
     new tokens, and is otherwise of one size. Headers alone are read."""
-    names = list(unwrap(model).state_dict(keep_vars=True))
-    there, here = keys_of(names, base), keys_of(names, tuned)
-    shapes = {
-        name: (base.shape(there[name]), tuned.shape(here[name])) for name in names if name in there and name in here
-    }
+    shapes = {name: (base.shape(name), tuned.shape(name)) for name in tuned.keys if name in base}
     return {
         name: (old[0], new[0])
         for name, (old, new) in shapes.items()
@@ -79,68 +70,38 @@ def with_new_rows(model: nn.Module, base: Checkpoint, tuned: Checkpoint) -> dict
     }
 
 
-def _quantised(which: Checkpoint, name: str) -> str:
-    return (
-        f"{which.title} is quantised ({name}), and its rounding would be taken for an update: give the "
-        "checkpoint from before quantisation"
-    )
-
-
-def read_weight(which: Checkpoint, key: str) -> Tensor:
-    """A weight, finite and not quantised; ``ValueError`` in one line with its name otherwise."""
-    tensor = which.read(key)
-    if not is_weights(tensor.dtype):
-        raise ValueError(_quantised(which, key))
-    return _finite(which, key, tensor)
-
-
-def read_finite(which: Checkpoint, key: str) -> Tensor:
-    """A tensor of any type, such as a buffer; ``ValueError`` as of ``read_weight`` where it is not finite."""
-    return _finite(which, key, which.read(key))
-
-
-def _finite(which: Checkpoint, key: str, tensor: Tensor) -> Tensor:
-    if not bool(tensor.isfinite().all()):
-        count = int((~tensor.isfinite()).sum())
-        raise ValueError(
-            f"{key} in {which.title}: {count} of {tensor.numel()} values are NaN or infinite: give a checkpoint "
-            "without them"
-        )
-    return tensor
-
-
 def differences(
-    model: nn.Module, base: Checkpoint, tuned: Checkpoint, found: Places, taken: Iterable[str]
+    model: nn.Module, base: Named, tuned: Named, found: Places, taken: Iterable[str]
 ) -> tuple[LeftOut, ...]:
     """Every tensor that differs and is none of ``taken`` (names of weights), with the reason."""
     whys, done = dict(found.left_out), set(taken)
+    first_file, second_file = base.checkpoint, tuned.checkpoint
     held = {name: value for name, value in unwrap(model).state_dict(keep_vars=True).items() if value is not None}
     known, first_of = list(held), {}
     for name, value in reversed(held.items()):
         first_of[id(value)] = name
-    there, here = keys_of(known, base), keys_of(known, tuned)
     left: dict[str, LeftOut | None] = {}
     for name in known:
-        if name in done or name not in here:
+        if name in done or name not in tuned:
             continue
         first = first_of[id(held[name])]
         why = whys.get(name, _what(held[name]) if name == first else f"tied to {first}")
-        if name not in there:
-            read_finite(tuned, here[name])
+        if name not in base:
+            tuned.finite(name)
             left[name] = LeftOut(name, f"{why}; the base has no such tensor", None)
             continue
         mask = not isinstance(held[name], nn.Parameter)
-        item = _left(name, why, base, there[name], tuned, here[name], mask=mask)
+        item = _left(name, why, first_file, base.keys[name], second_file, tuned.keys[name], mask=mask)
         tied = left.get(first) if name != first else None
         same = item is not None and tied is not None and (item.change, item.moved) == (tied.change, tied.moved)
         left[name] = replace(item, moved=0.0) if item is not None and same else item  # one tensor is counted once
-    stray = set(tuned.names) - set(here.values())
+    stray = set(second_file.names) - set(tuned.keys.values())
     for key in sorted(stray):
         why = "belongs to no layer of this model"
-        if key in base:
-            left[key] = _left(key, why, base, key, tuned, key, mask=True)
+        if key in first_file:
+            left[key] = _left(key, why, first_file, key, second_file, key, mask=True)
             continue
-        read_finite(tuned, key)
+        check_finite(second_file, key, second_file.read(key))
         left[key] = LeftOut(key, why, None)
     return tuple(item for item in left.values() if item is not None)
 
@@ -152,8 +113,8 @@ def _left(
     old, new = base.read(first), tuned.read(second)
     if mask and old.shape == new.shape and bool((old == new).all()):
         return None  # it may hold infinities, which are no fault where both have them
-    _finite(base, first, old)
-    _finite(tuned, second, new)
+    check_finite(base, first, old)
+    check_finite(tuned, second, new)
     if old.shape != new.shape:
         rows = min(len(old), len(new)) if old.dim() == new.dim() and old.dim() else 0
         if not rows or old.shape[1:] != new.shape[1:]:

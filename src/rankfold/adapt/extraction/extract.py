@@ -15,27 +15,25 @@ from rankfold.adapt.extraction.compare import (
     LeftOut,
     check_alike,
     differences,
-    keys_of,
     moved_by,
-    read_finite,
-    read_weight,
     with_new_rows,
 )
 from rankfold.adapt.extraction.metric import Metric, metrics
+from rankfold.adapt.extraction.named import Named
 from rankfold.adapt.extraction.refine import refined
 from rankfold.adapt.extraction.result import Extraction, extraction_of
+from rankfold.adapt.extraction.running import running_model
 from rankfold.adapt.extraction.spread import Update, spread
-from rankfold.adapt.extraction.whole import kept_whole, outside, resizing
+from rankfold.adapt.extraction.whole import kept_whole, moved_whole, outside, resizing
 from rankfold.adapt.peft_format import Adapter
 from rankfold.adapt.places import NOT_CHOSEN, Places, places
-from rankfold.batches import copied
 from rankfold.compress.repair.whole import Steps
 from rankfold.linalg.leading import Leading, leading
 from rankfold.objectives import CausalLanguageModel, Objective, Teacher
 from rankfold.run.disk.pretrained import config_of, is_folder
 from rankfold.run.disk.tensors import Checkpoint
 from rankfold.run.progress import Progress, showing
-from rankfold.sites import Form, Site, is_pretrained, unwrap, why_left
+from rankfold.sites import Form, Site, is_causal, is_pretrained, unwrap, why_left
 from rankfold.sites.wish import Where
 
 RATE, BATCH = 3e-3, 8  # of the steps of tuning
@@ -104,7 +102,7 @@ def extract(
         )
     wanted = asked(budget)
     network = _network(base, tuned, model)
-    first, second = _tensors(base, network), _tensors(tuned, network)
+    first, second = (Named(_tensors(source, network), network) for source in (base, tuned))
     found = places(network, where, written=True)
     if not found.sites:
         reasons = why_left([(name, why) for name, why in found.left_out if why != NOT_CHOSEN])
@@ -113,7 +111,7 @@ def extract(
             f"{'' if where is None else f' among where={where!r}'}{f' ({reasons})' if reasons else ''}"
         )
     tensors, modules, found = kept_whole(network, whole, found, second)
-    more = with_new_rows(network, first, second)
+    more = with_new_rows(first, second)
     if more and tune:
         raise ValueError(
             f"tune= compares the answers of both models, and {next(iter(more))} has more rows in {second.title}: give "
@@ -125,16 +123,15 @@ def extract(
             "no layer is left to adapt, as each is stored whole (--whole) or has new rows, and PEFT needs one layer of "
             "low rank: store fewer modules whole, or give the tuned checkpoint itself"
         )
-    keys = _keys(found, first, second)
-    check_alike(first, second, keys)
+    check_alike(first, second, [site.parameter for site in found.sites])
     left = differences(network, first, second, found, [*(s.parameter for s in found.sites), *tensors])
-    running = None if data is None else _running(tuned, network, second)
+    running = None if data is None else running_model(tuned, network, second, first)
     if running is not None and objective is None:
         objective = CausalLanguageModel() if is_causal(running) else Teacher()
     weighed = None
     if running is not None and objective is not None:
         weighed = metrics(running, data, found.sites, objective, samples=samples, progress=progress)
-        lost = [Difference(s, first, second, keys, None) for s in found.sites if s.name not in weighed]
+        lost = [Difference(s, first, second, None) for s in found.sites if s.name not in weighed]
         left = (*left, *(each.left_out("not reached by the data") for each in lost))
     chosen = tuple(site for site in found.sites if weighed is None or site.name in weighed)
     if not chosen:
@@ -144,7 +141,7 @@ def extract(
     size = sum(parameter.numel() for parameter in unwrap(network).parameters())
     stored = sum(tensor.numel() for tensor in tensors.values())
     limit = room(wanted.limit(size), stored, min(sum(site.shape) for site in chosen))
-    apart = [Difference(site, first, second, keys, weighed) for site in chosen]
+    apart = [Difference(site, first, second, weighed) for site in chosen]
     parts = spread({each.site.name: each.update() for each in apart}, wanted, limit, progress)
     if not tensors and not any(part.energy > 0 for part in parts.values()):
         raise ValueError(
@@ -152,28 +149,16 @@ def extract(
             "to extract: give a checkpoint and another one that was tuned from it"
         )
     blank = _blank(chosen, tensors, modules, network, first.title if isinstance(base, str | Path) else "")
-    moved = sum(each.moved for each in apart) + _moved_whole(tensors, first) + sum(item.moved for item in left)
+    moved = sum(each.moved for each in apart) + moved_whole(tensors, first) + sum(item.moved for item in left)
     result = extraction_of(parts, {s.name: s.shape for s in chosen}, blank, wanted, size, left, data is not None)
     result = replace(
         result, moved=moved, notes=(*resizing(tensors, first), *outside(network, left, moved), *result.notes)
     )
     if not tune or running is None or objective is None:
         return result
-    here, how = _running(base, network, first), Steps(tune, RATE, samples, BATCH, torch.optim.Adam)
+    here, how = running_model(base, network, first), Steps(tune, RATE, samples, BATCH, torch.optim.Adam)
     adapter, way = refined(here, running, {s.name: s for s in chosen}, result.adapter, data, objective, how, progress)
     return replace(result, adapter=adapter, tuned=way)
-
-
-def _moved_whole(tensors: Mapping[str, Tensor], base: Checkpoint) -> float:
-    """The squared change of what is stored whole, as far as the base has it; of tied names once."""
-    keys = keys_of(tensors, base)
-    once = {tensors[name].data_ptr(): name for name in keys}.values()
-    weights = [name for name in once if tensors[name].is_floating_point()]  # not what counts batches
-    return sum(moved_by(read_finite(base, keys[name]), tensors[name]) for name in weights)
-
-
-def is_causal(model: nn.Module) -> bool:
-    return type(unwrap(model)).__name__.endswith("ForCausalLM")
 
 
 def _blank(
@@ -188,7 +173,7 @@ def _blank(
         whole=whole,
         saved=modules,
         base_model=base,
-        task="CAUSAL_LM" if is_causal(network) else None,
+        task="CAUSAL_LM" if is_causal(unwrap(network)) else None,
     )
 
 
@@ -197,33 +182,28 @@ class Difference:
     """The update of one site, read from both checkpoints whenever it is needed."""
 
     site: Site
-    base: Checkpoint
-    tuned: Checkpoint
-    keys: Mapping[str, tuple[str, str]]
+    base: Named
+    tuned: Named
     weighed: Mapping[str, Metric] | None
     _noise: float = field(default=0.0, init=False)
+    _wide: torch.dtype = field(default=torch.float32, init=False)  # in which it is taken
     moved: float = field(default=0.0, init=False)  # the squared norm of it, once it was read
 
     def update(self) -> Update:
         """It as what ranks are shared out over."""
-        return Update(self.site.shape, self.leading, lambda: self._noise)
+        return Update(self.site.shape, self.leading, lambda: self._noise, lambda: self._wide)
 
     def left_out(self, why: str) -> LeftOut:
         """It as a part that the adapter does not have."""
-        first, second = (
-            read_weight(which, key) for which, key in zip((self.base, self.tuned), self._keys, strict=True)
-        )
-        return LeftOut(self.site.parameter, why, None, moved_by(first, second))
+        return LeftOut(self.site.parameter, why, None, moved_by(*self._weights()))
 
-    @property
-    def _keys(self) -> tuple[str, str]:
-        return self.keys[self.site.parameter]
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        return self.base.weight(self.site.parameter), self.tuned.weight(self.site.parameter)
 
     def leading(self, rank: int) -> Leading:
         """Its leading triplets; ``ValueError`` with the layer's name for weights that are not finite."""
-        first, second = self._keys
-        old, new = read_weight(self.base, first), read_weight(self.tuned, second)
-        wide = torch.float64 if torch.float64 in (old.dtype, new.dtype) else torch.float32
+        old, new = self._weights()
+        self._wide = wide = torch.float64 if torch.float64 in (old.dtype, new.dtype) else torch.float32
         change = self._matrix(new.to(wide) - old.to(wide))
         self.moved = float(change.double().square().sum())
         if self.weighed is not None:
@@ -274,38 +254,3 @@ def _tensors(source: Source, network: nn.Module) -> Checkpoint:
 
         return Stored(source, unwrap(network))
     return Checkpoint(source)
-
-
-def _keys(found: Places, first: Checkpoint, second: Checkpoint) -> dict[str, tuple[str, str]]:
-    """Of each weight to adapt its key in both checkpoints; ``ValueError`` where one lacks it."""
-    names = [site.parameter for site in found.sites]
-    there, here = keys_of(names, first), keys_of(names, second)
-    for keys, which in ((there, first), (here, second)):
-        lacking = [name for name in names if name not in keys]
-        if lacking:
-            more = f" (and {len(lacking) - 1} more)" if len(lacking) > 1 else ""
-            raise ValueError(
-                f"{which.title} has no tensor {lacking[0]}{more}: it is of another architecture, or quantised: "
-                "give a checkpoint and another one that was tuned from it"
-            )
-    return {name: (there[name], here[name]) for name in names}
-
-
-def _running(source: Source, network: nn.Module, checkpoint: Checkpoint) -> nn.Module:
-    """The model with the weights of ``source``, which can be called."""
-    if isinstance(source, nn.Module):
-        return unwrap(source)
-    if isinstance(source, str | Path) and is_folder(source):
-        from rankfold.hub import opened
-
-        return opened(source)
-    running = copied(unwrap(network))
-    state = running.state_dict()
-    if any(value.is_meta for value in state.values()):
-        raise ValueError(
-            "with data=, the model given as model= needs weights of its own: build it on a real device, not on the "
-            "meta device"
-        )
-    keys = keys_of(state, checkpoint)
-    running.load_state_dict({name: checkpoint.read(key) for name, key in keys.items()}, strict=False)
-    return running.eval()

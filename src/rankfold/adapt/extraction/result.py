@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,9 +13,6 @@ from rankfold.adapt.extraction.spread import Part
 from rankfold.adapt.peft_format import Adapter, write_adapter
 from rankfold.compress.repair.whole import Way
 from rankfold.linalg.brief import brief
-from rankfold.run.disk.files import write_atomically
-
-NOTE = "extraction.json"
 
 
 @dataclass(frozen=True)
@@ -80,9 +76,7 @@ class Extraction:
         readers that know one rank and one alpha. Raises as ``write_adapter``.
         """
         adapter = self.adapter if base_model is None else replace(self.adapter, base_model=base_model)
-        place = write_adapter(adapter, directory, uniform=uniform)
-        write_atomically(place / NOTE, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
-        return place
+        return write_adapter(adapter, directory, uniform=uniform, note=self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """All but the factors, for JSON."""
@@ -112,7 +106,7 @@ def extraction_of(
         )
         for name, part in parts.items()
     )  # fmt: skip
-    pairs = {name: (part.right.float(), part.left.float()) for name, part in parts.items()}
+    pairs = {name: (part.right, part.left) for name, part in parts.items()}
     error = (sum(part.loss for part in parts.values()) / energy) ** 0.5 if energy else 0.0
     notes = []
     if all(part.rank == part.full and part.loss < 1e-6 * part.energy for part in parts.values()):

@@ -15,19 +15,21 @@ from rankfold.linalg.leading import Leading
 from rankfold.run.progress import Progress
 
 _START = 32  # directions that are looked at first where only an error is asked
-_ROUNDING = 1e-6  # of the largest singular value: below it nothing can be told from rounding in float32
+_ROUNDING = 8  # units of the last place of the largest singular value: less cannot be told from rounding
 
 
 @dataclass(frozen=True)
 class Update:
     """An update of shape (m, n). ``leading(rank)``: its leading triplets, and what an error of it costs.
 
-    ``noise()``: singular values up to this may come from rounding of the weights alone; known once it was read.
+    Known once it was read: ``noise()``, singular values up to which may come from rounding of the weights alone, and
+    ``stored()``, the type that its factors are worth, float64 where its weights are.
     """
 
     shape: tuple[int, int]
     leading: Callable[[int], Leading]
     noise: Callable[[], float] = lambda: 0.0
+    stored: Callable[[], torch.dtype] = lambda: torch.float32
 
     @property
     def price(self) -> int:
@@ -77,7 +79,7 @@ def spread(
             break
     parts = {}
     for name, found in looked.items():
-        right, left = found.pair(chosen[name])
+        right, left = (factor.to(updates[name].stored()) for factor in found.pair(chosen[name]))
         losses = found.losses
         parts[name] = Part(right, left, float(losses[chosen[name]]), float(losses[0]), len(found.values))
     return parts
@@ -87,7 +89,7 @@ def _above_noise(found: Leading, update: Update) -> Leading:
     """``found`` without what rounding alone may have made."""
     if not len(found.values):
         return found
-    floor = max(update.noise(), _ROUNDING * float(found.values[0]))
+    floor = max(update.noise(), _ROUNDING * torch.finfo(update.stored()).eps * float(found.values[0]))
     kept = int((found.values > floor).sum())
     if kept == len(found.values):
         return found

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from rankfold.adapt.extraction.compare import LeftOut, keys_of, read_finite, read_weight, sized
+from rankfold.adapt.extraction.compare import LeftOut, moved_by, sized
+from rankfold.adapt.extraction.named import Named
 from rankfold.adapt.places import Places
-from rankfold.run.disk.tensors import Checkpoint
 from rankfold.sites import unwrap
 from rankfold.sites.wish import fits
 
@@ -26,7 +26,7 @@ class Kept(NamedTuple):
     places: Places
 
 
-def kept_whole(model: nn.Module, patterns: Sequence[str], found: Places, tuned: Checkpoint) -> Kept:
+def kept_whole(model: nn.Module, patterns: Sequence[str], found: Places, tuned: Named) -> Kept:
     """The tuned tensors of every module that a glob of ``patterns`` fits, those of modules inside it and buffers
     (statistics of a norm) among them: PEFT copies such a module and reads all that is in its state.
 
@@ -55,9 +55,8 @@ def kept_whole(model: nn.Module, patterns: Sequence[str], found: Places, tuned: 
     for key, value in state.items():
         same[id(value)].append(key)
     wanted = {key: same[id(value)] for key, value in state.items() if _inside(key, chosen)}
-    keys = keys_of([name for names in wanted.values() for name in names], tuned)
     # of tied names files hold one
-    held = {name: next((keys[each] for each in (name, *names) if each in keys), None) for name, names in wanted.items()}
+    held = {name: next((each for each in (name, *names) if each in tuned), None) for name, names in wanted.items()}
     read, tensors = dict[str, Tensor](), dict[str, Tensor]()
     for name, place in held.items():
         if place is None:
@@ -66,7 +65,7 @@ def kept_whole(model: nn.Module, patterns: Sequence[str], found: Places, tuned: 
                 "(--whole): store other modules whole, or give a checkpoint that has it"
             )
         if place not in read:
-            read[place] = (read_weight if isinstance(state[name], nn.Parameter) else read_finite)(tuned, place)
+            read[place] = (tuned.weight if isinstance(state[name], nn.Parameter) else tuned.finite)(place)
         tensors[name] = read[place]
     left = tuple((name, why) for name, why in found.left_out if name not in tensors)
     sites = tuple(site for site in found.sites if not _inside(site.parameter, chosen))
@@ -88,12 +87,19 @@ def outside(model: nn.Module, left: Sequence[LeftOut], moved: float) -> tuple[st
     return (said,)
 
 
-def resizing(tensors: Mapping[str, Tensor], base: Checkpoint) -> tuple[str, ...]:
+def moved_whole(tensors: Mapping[str, Tensor], base: Named) -> float:
+    """The squared change of what is stored whole, as far as the base has it; of tied names once."""
+    once = {tensors[name].data_ptr(): name for name in tensors if name in base}.values()
+    weights = [name for name in once if tensors[name].is_floating_point()]  # not what counts batches
+    return sum(moved_by(base.finite(name), tensors[name]) for name in weights)
+
+
+def resizing(tensors: Mapping[str, Tensor], base: Named) -> tuple[str, ...]:
     """What the base needs before an adapter is loaded that stores tensors of another size whole."""
     other = [
-        f"{name} as {sized(tensors[name].shape)} (here {sized(base.shape(key))})"
-        for name, key in keys_of(tensors, base).items()
-        if base.shape(key) != tensors[name].shape
+        f"{name} as {sized(tensors[name].shape)} (here {sized(base.shape(name))})"
+        for name in tensors
+        if name in base and base.shape(name) != tensors[name].shape
     ]
     if not other:
         return ()
