@@ -160,7 +160,7 @@ class NuclearNorm(Recovery):
     """SoftImpute: the nuclear norm as penalty, along a falling path of it.
 
     ``penalty``: the last one, by default a thousandth of the one that leaves nothing. With ``validation_fraction`` the
-    path ends where held-out entries are met worse.
+    path ends where held-out entries are met worse. ``path``: how many penalties; ``max_iter``: steps at each of them.
     """
 
     penalty: float | None = None
