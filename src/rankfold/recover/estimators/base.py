@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted, check_random_state, valida
 from rankfold.recover.measurements.arrays import Array
 from rankfold.recover.measurements.lazy import Lazy
 from rankfold.recover.measurements.observed import held_apart, kind_for, measured, observed, plain, zero
-from rankfold.recover.measurements.operators import Operator
+from rankfold.recover.measurements.operators import Operator, entries, inside, known_entries
 from rankfold.recover.measurements.threads import elements, threads_for
 from rankfold.recover.solvers.outcome import Point, Recovered, Rules, Watch
 from rankfold.recover.solvers.search import undetermined
@@ -81,12 +81,17 @@ class Recovery(TransformerMixin, BaseEstimator):
                 raise ValueError("an operator needs its measurements too: fit(operator, y)")
             kind = getattr(X, "_kind", None)
             kind = getattr(X, "mask", kind) if kind is None else kind
+            if self.device is not None:
+                raise ValueError(
+                    f"device {self.device!r} is for matrices and triplets, and an operator computes where its kind lies: "
+                    "leave device out, and make the operator with kind=torch.empty(0, device=…)"
+                )
             self.n_features_in_ = X.shape[1]
             return X, measured(X, y, kind)
         if hasattr(X, "measurements"):  # triplets, or entries in files
             if y is not None:
                 raise ValueError("triplets hold their own values: leave y out")
-            operator, values = X.measurements()
+            operator, values = self._placed(*X.measurements())
             if isinstance(values, Lazy) and not self._streams:
                 raise ValueError(
                     f"{type(self).__name__} holds all entries in memory: use LowRank for entries in files, or "
@@ -106,6 +111,18 @@ class Recovery(TransformerMixin, BaseEstimator):
                 stacklevel=3,
             )
         return operator, values
+
+    def _placed(self, operator: Operator, values: Array) -> tuple[Operator, Array]:
+        """Entries of triplets, or in files, where ``device`` says."""
+        if self.device is None:
+            return operator, values
+        kind, known = kind_for(np.float64, self.device), known_entries(operator, values)
+        if known is None:
+            raise ValueError(
+                f"entries in files are computed by NumPy, a part at a time, and device is {self.device!r}: leave it out, "
+                "or read them whole (read_triplets)"
+            )
+        return entries(operator.shape, *known, kind)
 
     def _validated(self, X: Any, reset: bool) -> Any:
         if hasattr(X, "measurements") or hasattr(X, "push"):
@@ -185,9 +202,11 @@ class Recovery(TransformerMixin, BaseEstimator):
 
     def at(self, rows: Any, columns: Any) -> np.ndarray:
         """Entries of the recovered matrix at pairs of indices, (count,); a single row or column counts for all of the
-        others. Raises ``ValueError`` for names, and where there are not as many rows as columns."""
+        others. Raises ``ValueError`` for names, for −1 and other numbers that the matrix has not, and where there are
+        not as many rows as columns."""
         check_is_fitted(self)
         rows, columns = paired(rows, columns)
+        inside((len(self.left_), self.right_.shape[1]), rows, columns)
         return np.einsum("ij,ji->i", self.left_[rows], self.right_[:, columns])
 
     def reconstruct(self) -> np.ndarray:

@@ -81,7 +81,9 @@ def soft_impute(
         if watch.look(looks, (x.left, x.v), norm(rest)):
             break
     else:
-        short = "" if change < tol else f"; its {steps} steps were too few, X still changes by {change:.1g}: raise max_iter"
+        short = (
+            "" if change < tol else f"; its {steps} steps were too few, X still changes by {change:.1g}: raise max_iter"
+        )
         told = f"the penalty was lowered down to {weight:.3g}, where the rank is {x.rank}{short}"
         watch.stop(not short, told)
     return recovered(watch.taken, watch)

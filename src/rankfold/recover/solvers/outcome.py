@@ -16,7 +16,7 @@ from rankfold.recover.measurements.operators import Operator
 Progress = Callable[[str, int, int], None]
 Factors = tuple[Array, Array]  # left (m, k), right (k, n)
 ROUNDING = 10.0  # times that of the numbers: a residual so small that is not falling falls no further
-NOTHING = 0.99  # relative residual from which next to nothing was learned
+NOTHING = 0.99  # relative residual, that of zeros being 1, from which next to nothing was learned
 
 
 @dataclass(frozen=True)
@@ -191,12 +191,13 @@ class Watch:
         return False
 
     def _unheld(self, training: float) -> bool:
-        """End as held-out entries are met no better: a result only where something had been learned by then."""
-        told = f"the error of held-out entries has not sunk for {self.rules.patience} looks; the least is {self.best:.3g}"
-        if training > NOTHING or self.best >= self.history[0].validation:
-            told += ", no less than at the start: nothing was learned that they bear out: raise patience, or lower the rank"
-            return self.stop(False, told)
-        return self.stop(True, told)
+        """End as held-out entries are met no better: a result only where they were met better than by zeros."""
+        told = (
+            f"the error of held-out entries has not sunk for {self.rules.patience} looks; the least is {self.best:.3g}"
+        )
+        if max(training, self.best) < NOTHING:
+            return self.stop(True, told)
+        return self.stop(False, f"{told}, about that of zeros: nothing was learned: raise patience, or lower the rank")
 
     def stop(self, converged: bool, reason: str) -> bool:
         """End here, for this ``reason``; always True."""
