@@ -29,10 +29,10 @@ PARTS = 5  # of a row, of which a score predicts each from the others
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Recovery(TransformerMixin, BaseEstimator):
-    """``fit(X)``: X (m, n) with NaN where nothing is known, or sparse (what is stored is known), `Triplets`,
-    `MappedEntries` (``LowRank``), or an operator with its measurements as ``y``.
+    """``fit(X)``: X (m, n) with NaN where nothing is known, or sparse (what is stored and not NaN is known; not bsr and
+    dia), `Triplets`, `MappedEntries` (``LowRank``), or an operator with its measurements as ``y``.
     Learned: ``left_`` (m, rank_), ``right_`` (rank_, n), ``singular_values_``, ``n_iter_``, ``converged_``, ``reason_``
-    (a sentence), ``history_``, ``training_error_``, ``validation_error_`` (relative), and ``undetermined_rows_``,
+    (a sentence), ``history_``, ``training_error_``, ``validation_error_`` (relative, of the factors returned), and ``undetermined_rows_``,
     ``undetermined_columns_``: the numbers of those with fewer entries than the rank, of which the errors say nothing.
 
     Settings are the fields of a dataclass: a subclass adds its own and needs no constructor.
@@ -83,8 +83,8 @@ class Recovery(TransformerMixin, BaseEstimator):
             kind = getattr(X, "mask", kind) if kind is None else kind
             if self.device is not None:
                 raise ValueError(
-                    f"device {self.device!r} is for matrices and triplets, and an operator computes where its kind lies: "
-                    "leave device out, and make the operator with kind=torch.empty(0, device=…)"
+                    f"device {self.device!r} is for matrices and triplets, and an operator computes where its kind "
+                    "lies: leave device out, and make the operator with kind=torch.empty(0, device=…)"
                 )
             self.n_features_in_ = X.shape[1]
             return X, measured(X, y, kind)
@@ -119,7 +119,7 @@ class Recovery(TransformerMixin, BaseEstimator):
         kind, known = kind_for(np.float64, self.device), known_entries(operator, values)
         if known is None:
             raise ValueError(
-                f"entries in files are computed by NumPy, a part at a time, and device is {self.device!r}: leave it out, "
+                f"device {self.device!r} is not for entries in files, which NumPy takes a part at a time: leave it out, "
                 "or read them whole (read_triplets)"
             )
         return entries(operator.shape, *known, kind)

@@ -34,7 +34,7 @@ class LowRank(Recovery):
             twentieth or 200 of them, or, of few with noise, each in turn (cross-validation, ten times the cost).
         patience: steps without gain on validation after which it ends.
         random_state: seed.
-        device: None for NumPy, or one of torch.
+        device: None for NumPy, or one of torch; for matrices and triplets.
         progress: called as ``progress(what, done, total)`` as the work goes on.
         rank: take exactly this one.
 

@@ -23,9 +23,11 @@ def observed(x: np.ndarray | scipy.sparse.spmatrix, kind: Array | None = None) -
     """
     if scipy.sparse.issparse(x):
         known = by_rows(x)
-        there = ~np.isnan(known.data)
-        rows = np.repeat(np.arange(x.shape[0], dtype=np.int32), np.diff(known.indptr))[there]
-        columns, values = known.indices[there], known.data[there]
+        rows = np.repeat(np.arange(x.shape[0], dtype=np.int32), np.diff(known.indptr))
+        columns, values = known.indices, known.data
+        there = ~np.isnan(values)
+        if not there.all():
+            rows, columns, values = rows[there], columns[there], values[there]
     else:
         rows, columns = (index.astype(np.int32) for index in np.nonzero(~np.isnan(x)))
         values = x[rows, columns]
