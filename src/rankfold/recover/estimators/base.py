@@ -32,8 +32,9 @@ class Recovery(TransformerMixin, BaseEstimator):
     """``fit(X)``: X (m, n) with NaN where nothing is known, or sparse (what is stored and not NaN is known; not bsr and
     dia), `Triplets`, `MappedEntries` (``LowRank``), or an operator with its measurements as ``y``.
     Learned: ``left_`` (m, rank_), ``right_`` (rank_, n), ``singular_values_``, ``n_iter_``, ``converged_``, ``reason_``
-    (a sentence), ``history_``, ``training_error_``, ``validation_error_`` (relative, of the factors returned), and ``undetermined_rows_``,
-    ``undetermined_columns_``: the numbers of those with fewer entries than the rank, of which the errors say nothing.
+    (a sentence), ``history_``, ``training_error_``, ``validation_error_`` (relative, of these factors), and
+    ``undetermined_rows_``, ``undetermined_columns_``: the numbers of those with fewer entries than the rank, of which
+    the errors say nothing.
 
     Settings are the fields of a dataclass: a subclass adds its own and needs no constructor.
     """
@@ -119,8 +120,8 @@ class Recovery(TransformerMixin, BaseEstimator):
         kind, known = kind_for(np.float64, self.device), known_entries(operator, values)
         if known is None:
             raise ValueError(
-                f"device {self.device!r} is not for entries in files, which NumPy takes a part at a time: leave it out, "
-                "or read them whole (read_triplets)"
+                f"device {self.device!r} is not for entries in files, which NumPy takes a part at a time: leave it "
+                "out, or read them whole (read_triplets)"
             )
         return entries(operator.shape, *known, kind)
 
