@@ -62,9 +62,8 @@ def operators(shape, rng, kind):
         "mask": Mask(as_kind(mask)),
         "entries": Entries(shape, rows, columns, kind),
         "measurements": Measurements(matrices, kind),
-        "sparse measurements": Measurements(scipy.sparse.csr_array(matrices.reshape(7, -1)), kind, shape)
-        if isinstance(kind, np.ndarray)
-        else Measurements(as_kind(matrices), kind),
+        "sparse measurements": Measurements(scipy.sparse.csr_array(matrices.reshape(7, -1)), kind, shape),
+        "measurements of its kind": Measurements(as_kind(matrices), kind),
         "gaussian": Gaussian(shape, 9, 3, kind),
         "gaussian kept": Gaussian(shape, 9, 3, kind, keep=True),
     }

@@ -16,6 +16,7 @@ from typing_extensions import TypedDict
 
 from rankfold.linalg.brief import brief
 from rankfold.recover.folders import check_factors
+from rankfold.recover.measurements.operators import inside
 from rankfold.recover.ratings.moments import SPANS, Moments
 from rankfold.recover.ratings.spread import Spread
 from rankfold.recover.tables.names import name_of, names_of, paired
@@ -60,7 +61,8 @@ class FactorModel:
 
     def at(self, rows: np.ndarray, columns: np.ndarray, times: np.ndarray | None = None) -> np.ndarray:
         """Predictions (count,) at pairs of indices; −1 is one that is not known. ``times`` (count,): when. A single
-        row, column or time counts for all of the others."""
+        row, column or time counts for all of the others. Raises ``ValueError`` for numbers that no row or column
+        has."""
         rows, columns = paired(rows, columns)
         times = when(times, len(rows))
         at, to = self._known(rows, columns)
@@ -86,6 +88,7 @@ class FactorModel:
         return np.sqrt(varies + self.spread.noise**2)
 
     def _known(self, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        inside((len(self.row_names), len(self.column_names)), rows, columns, least=-1)
         return (
             np.where(rows < 0, len(self.row_names), rows),
             np.where(columns < 0, len(self.column_names), columns),

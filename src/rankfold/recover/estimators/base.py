@@ -18,7 +18,7 @@ from sklearn.utils.validation import check_is_fitted, check_random_state, valida
 from rankfold.recover.measurements.arrays import Array
 from rankfold.recover.measurements.lazy import Lazy
 from rankfold.recover.measurements.observed import held_apart, kind_for, measured, observed, plain, zero
-from rankfold.recover.measurements.operators import Operator
+from rankfold.recover.measurements.operators import Operator, entries, inside, known_entries
 from rankfold.recover.measurements.threads import elements, threads_for
 from rankfold.recover.solvers.outcome import Point, Recovered, Rules, Watch
 from rankfold.recover.solvers.search import undetermined
@@ -29,11 +29,12 @@ PARTS = 5  # of a row, of which a score predicts each from the others
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Recovery(TransformerMixin, BaseEstimator):
-    """``fit(X)``: X (m, n) with NaN where nothing is known, or sparse (what is stored is known), `Triplets`,
-    `MappedEntries` (``LowRank``), or an operator with its measurements as ``y``.
+    """``fit(X)``: X (m, n) with NaN where nothing is known, or sparse (what is stored and not NaN is known; not bsr and
+    dia), `Triplets`, `MappedEntries` (``LowRank``), or an operator with its measurements as ``y``.
     Learned: ``left_`` (m, rank_), ``right_`` (rank_, n), ``singular_values_``, ``n_iter_``, ``converged_``, ``reason_``
-    (a sentence), ``history_``, ``training_error_``, ``validation_error_`` (relative), and ``undetermined_rows_``,
-    ``undetermined_columns_``: the numbers of those with fewer entries than the rank, of which the errors say nothing.
+    (a sentence), ``history_``, ``training_error_``, ``validation_error_`` (relative, of these factors), and
+    ``undetermined_rows_``, ``undetermined_columns_``: the numbers of those with fewer entries than the rank, of which
+    the errors say nothing.
 
     Settings are the fields of a dataclass: a subclass adds its own and needs no constructor.
     """
@@ -81,12 +82,17 @@ class Recovery(TransformerMixin, BaseEstimator):
                 raise ValueError("an operator needs its measurements too: fit(operator, y)")
             kind = getattr(X, "_kind", None)
             kind = getattr(X, "mask", kind) if kind is None else kind
+            if self.device is not None:
+                raise ValueError(
+                    f"device {self.device!r} is for matrices and triplets, and an operator computes where its kind "
+                    "lies: leave device out, and make the operator with kind=torch.empty(0, device=…)"
+                )
             self.n_features_in_ = X.shape[1]
             return X, measured(X, y, kind)
         if hasattr(X, "measurements"):  # triplets, or entries in files
             if y is not None:
                 raise ValueError("triplets hold their own values: leave y out")
-            operator, values = X.measurements()
+            operator, values = self._placed(*X.measurements())
             if isinstance(values, Lazy) and not self._streams:
                 raise ValueError(
                     f"{type(self).__name__} holds all entries in memory: use LowRank for entries in files, or "
@@ -106,6 +112,18 @@ class Recovery(TransformerMixin, BaseEstimator):
                 stacklevel=3,
             )
         return operator, values
+
+    def _placed(self, operator: Operator, values: Array) -> tuple[Operator, Array]:
+        """Entries of triplets, or in files, where ``device`` says."""
+        if self.device is None:
+            return operator, values
+        kind, known = kind_for(np.float64, self.device), known_entries(operator, values)
+        if known is None:
+            raise ValueError(
+                f"device {self.device!r} is not for entries in files, which NumPy takes a part at a time: leave it "
+                "out, or read them whole (read_triplets)"
+            )
+        return entries(operator.shape, *known, kind)
 
     def _validated(self, X: Any, reset: bool) -> Any:
         if hasattr(X, "measurements") or hasattr(X, "push"):
@@ -185,9 +203,11 @@ class Recovery(TransformerMixin, BaseEstimator):
 
     def at(self, rows: Any, columns: Any) -> np.ndarray:
         """Entries of the recovered matrix at pairs of indices, (count,); a single row or column counts for all of the
-        others. Raises ``ValueError`` for names, and where there are not as many rows as columns."""
+        others. Raises ``ValueError`` for names, for −1 and other numbers that the matrix has not, and where there are
+        not as many rows as columns."""
         check_is_fitted(self)
         rows, columns = paired(rows, columns)
+        inside((len(self.left_), self.right_.shape[1]), rows, columns)
         return np.einsum("ij,ji->i", self.left_[rows], self.right_[:, columns])
 
     def reconstruct(self) -> np.ndarray:

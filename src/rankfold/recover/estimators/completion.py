@@ -34,7 +34,7 @@ class LowRank(Recovery):
             twentieth or 200 of them, or, of few with noise, each in turn (cross-validation, ten times the cost).
         patience: steps without gain on validation after which it ends.
         random_state: seed.
-        device: None for NumPy, or one of torch.
+        device: None for NumPy, or one of torch; for matrices and triplets.
         progress: called as ``progress(what, done, total)`` as the work goes on.
         rank: take exactly this one.
 
@@ -160,7 +160,7 @@ class NuclearNorm(Recovery):
     """SoftImpute: the nuclear norm as penalty, along a falling path of it.
 
     ``penalty``: the last one, by default a thousandth of the one that leaves nothing. With ``validation_fraction`` the
-    path ends where held-out entries are met worse.
+    path ends where held-out entries are met worse. ``path``: how many penalties; ``max_iter``: steps at each of them.
     """
 
     penalty: float | None = None

@@ -34,6 +34,11 @@ def numpy(a: Array) -> np.ndarray:
     return (a.float() if a.dtype == torch.bfloat16 else a).numpy()
 
 
+def rounding(a: Array) -> float:
+    """The least that numbers of its dtype differ by, beside one."""
+    return float((torch.finfo if isinstance(a, torch.Tensor) else np.finfo)(a.dtype).eps)
+
+
 def eye(k: int, a: Array) -> Array:
     """The k × k identity of the kind of ``a``."""
     return like(np.eye(k), a)

@@ -13,19 +13,21 @@ from rankfold.recover.measurements.arrays import Array, like, norm, numpy
 from rankfold.recover.measurements.lazy import Lazy
 from rankfold.recover.measurements.operators import Operator, entries
 
+UNSURE = {"bsr": "fills its blocks with zeros", "dia": "leaves out zeros that were stored"}  # formats, and why
+
 
 def observed(x: np.ndarray | scipy.sparse.spmatrix, kind: Array | None = None) -> tuple[Operator, Array]:
-    """The operator and the measurements of the known entries of ``x``: those that are not NaN, or are stored.
+    """The operator and the measurements of the known entries of ``x``: those that are stored, and are not NaN.
 
     Raises ``ValueError`` where nothing is known, and for infinite entries, with the place of the first.
     """
     if scipy.sparse.issparse(x):
-        known = scipy.sparse.csr_array(x)
-        if not known.has_canonical_format:
-            known = known.copy()
-            known.sum_duplicates()  # scipy's meaning of repeated coordinates
+        known = by_rows(x)
         rows = np.repeat(np.arange(x.shape[0], dtype=np.int32), np.diff(known.indptr))
         columns, values = known.indices, known.data
+        there = ~np.isnan(values)
+        if not there.all():
+            rows, columns, values = rows[there], columns[there], values[there]
     else:
         rows, columns = (index.astype(np.int32) for index in np.nonzero(~np.isnan(x)))
         values = x[rows, columns]
@@ -41,12 +43,26 @@ def observed(x: np.ndarray | scipy.sparse.spmatrix, kind: Array | None = None) -
     return entries(x.shape, rows, columns, values, kind)
 
 
+def by_rows(x: scipy.sparse.spmatrix) -> scipy.sparse.csr_array:
+    """The same as an array, in order; repeated coordinates are summed, as scipy means them."""
+    known = scipy.sparse.csr_array(x)
+    if not known.has_canonical_format:
+        known = known.copy()
+        known.sum_duplicates()
+    return known
+
+
 def plain(x: Any) -> Any:
     """``x`` with NaN for what NumPy masks and pandas calls NA, and what torch and pandas store sparsely as scipy does;
     anything else as it is. ``ValueError`` for what holds no real numbers, and for entries that are no matrix."""
     check_real(getattr(x, "dtypes", getattr(x, "dtype", None)))
     if isinstance(x, torch.Tensor):
         return numpy(x) if x.layout == torch.strided else _stored(x)
+    if scipy.sparse.issparse(x) and x.format in UNSURE:
+        raise ValueError(
+            f"a sparse matrix of the format {x.format!r} does not say which zeros are known, as it {UNSURE[x.format]}: "
+            "give it as the coo, csr or csc array that it was made from"
+        )
     if isinstance(x, np.ma.MaskedArray):
         return np.ma.filled(x.astype(np.result_type(x.dtype, np.float32)), np.nan)
     if hasattr(x, "isna") and hasattr(x, "to_numpy") and hasattr(x, "dtypes"):
@@ -62,6 +78,11 @@ def plain(x: Any) -> Any:
 
 def _stored(x: torch.Tensor) -> scipy.sparse.coo_array:
     """What a sparse tensor stores; repeated coordinates are summed."""
+    if x.layout in (torch.sparse_bsr, torch.sparse_bsc):
+        raise ValueError(
+            f"a tensor of the layout {x.layout} does not say which zeros are known, as it {UNSURE['bsr']}: give it as "
+            "the sparse_coo or sparse_csr tensor that it was made from"
+        )
     known = x.detach().cpu().to_sparse_coo().coalesce()
     return scipy.sparse.coo_array((numpy(known.values()), tuple(numpy(known.indices()))), tuple(known.shape))
 
@@ -106,7 +127,15 @@ def kind_for(dtype: np.dtype | type, device: str | None) -> Array:
     dtype = np.dtype(dtype)
     if device is None:
         return np.empty(0, dtype)
-    return torch.empty(0, dtype=torch.float32 if dtype == np.float32 else torch.float64, device=device)
+    try:
+        one = torch.ones(1, dtype=torch.float32 if dtype == np.float32 else torch.float64, device=device)
+        one.item()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError):  # torch's words fill a page
+        raise ValueError(
+            f"device: torch cannot compute in {dtype} on {device!r} here: give 'cpu', 'cuda' where there is one, or "
+            "None for NumPy"
+        ) from None
+    return one[:0]
 
 
 def held_apart(

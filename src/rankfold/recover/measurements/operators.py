@@ -268,10 +268,7 @@ def entries(
     """
     kind = np.empty(0) if kind is None else kind
     rows, columns = (a if a.dtype.kind in "iu" else a.astype(np.int64) for a in map(np.asarray, (rows, columns)))
-    for name, index, size in (("row", rows, shape[0]), ("column", columns, shape[1])):
-        if len(index) and (index.min() < 0 or index.max() >= size):
-            at = int(np.flatnonzero((index < 0) | (index >= size))[0])
-            raise ValueError(f"entry {at}: its {name} must be from 0 to {size - 1}, got {index[at]}")
+    inside(shape, rows, columns)
     cells = shape[0] * shape[1]
     if cells <= DENSE_BELOW or len(rows) >= DENSE_FROM * cells:
         mask, y = np.zeros(shape), np.zeros(shape)
@@ -282,6 +279,16 @@ def entries(
         order = np.lexsort((columns, rows))
         rows, columns, values = rows[order], columns[order], np.asarray(values)[order]
     return Entries(shape, rows, columns, kind), like(np.asarray(values), kind)
+
+
+def inside(shape: tuple[int, int], rows: np.ndarray, columns: np.ndarray, least: int = 0) -> None:
+    """Raises ``ValueError`` for the first index that no row or column has. ``least``: −1 where that is one of which
+    nothing is known, as `Triplets.numbered` has it."""
+    for name, index, size in (("row", rows, shape[0]), ("column", columns, shape[1])):
+        if len(index) and (index.min() < least or index.max() >= size):
+            at = int(np.flatnonzero((index < least) | (index >= size))[0])
+            unknown = ", which stands for one that is not known: leave it out" if index[at] == -1 else ""
+            raise ValueError(f"entry {at}: its {name} must be from {least} to {size - 1}, got {index[at]}{unknown}")
 
 
 def _ordered(rows: np.ndarray, columns: np.ndarray) -> bool:

@@ -10,6 +10,7 @@ import scipy.sparse
 import torch
 
 from rankfold.recover.measurements.arrays import Array, like
+from rankfold.recover.measurements.observed import by_rows
 from rankfold.recover.measurements.operators import Held
 
 _BLOCK = 1 << 25  # bytes of one streamed block
@@ -36,13 +37,19 @@ class Measurements(Held):
         self.shape = shape if shape is not None else (int(matrices.shape[1]), int(matrices.shape[2]))
         self.count = int(matrices.shape[0])
         self._matrices, self._kind = matrices, kind
-        energy = sum(float((block**2).sum()) for _, block in self._blocks())
+        if scipy.sparse.issparse(matrices):  # as an array: powers of scipy's matrices are products
+            numbers = np.float64 if isinstance(kind, torch.Tensor) else kind.dtype
+            self._matrices = by_rows(matrices).astype(numbers, copy=False)
+            self._whole = _of_kind(self._matrices, kind)
+            energy = float((self._matrices.data**2).sum())
+        else:
+            energy = sum(float((block**2).sum()) for _, block in self._blocks())
         self.scale = energy / (self.shape[0] * self.shape[1]) or 1.0
 
     def _blocks(self) -> Iterator[tuple[slice, Any]]:
         cells = self.shape[0] * self.shape[1]
         if scipy.sparse.issparse(self._matrices):
-            yield slice(0, self.count), self._matrices
+            yield slice(0, self.count), self._whole
             return
         step = max(1, _BLOCK // (8 * cells))
         whole = isinstance(self._matrices, torch.Tensor) or not isinstance(self._matrices, np.memmap)
@@ -62,6 +69,17 @@ class Measurements(Held):
         which = np.sort(which)
         shape = self.shape if scipy.sparse.issparse(self._matrices) else None
         return Measurements(self._matrices[which], self._kind, shape), lambda y: y[which]
+
+
+def _of_kind(table: scipy.sparse.csr_array, kind: Array) -> Any:
+    """The same, as what multiplies arrays or tensors of ``kind``."""
+    if not isinstance(kind, torch.Tensor):
+        return table
+    rows = np.repeat(np.arange(table.shape[0]), np.diff(table.indptr))
+    index = torch.from_numpy(np.stack([rows, table.indices.astype(np.int64)])).to(kind.device)
+    return torch.sparse_coo_tensor(
+        index, like(table.data, kind), table.shape, is_coalesced=True, check_invariants=False
+    )
 
 
 def _pushed(blocks: Iterator[tuple[slice, Array]], count: int, left: Array, right: Array) -> Array:

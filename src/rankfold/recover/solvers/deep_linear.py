@@ -174,6 +174,7 @@ def _descend(
             if descent.rate is None and halvings < HALVINGS and not size < 1.5 * watch.size:
                 rate, halvings, iteration = rate / 2, halvings + 1, iteration + 1
                 weights, velocity = [weight + 0 for weight in start], [weight * 0.0 for weight in start]
+                watch.restart()
                 continue
             if observe is not None:
                 observe(iteration, weights)
@@ -190,7 +191,7 @@ def _descend(
             velocity = moves
         weights = [weight + move for weight, move in zip(weights, moves, strict=True)]
         iteration += 1
-    return recovered(watch.taken or (weights[-1], below[-1]), watch)
+    return recovered(watch.taken, watch)
 
 
 def _chain(weights: Weights) -> Weights:

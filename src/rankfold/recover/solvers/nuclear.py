@@ -7,12 +7,14 @@ start of the next.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from rankfold.recover.measurements.arrays import Array, contiguous, norm, normal, side_by_side
+from rankfold.recover.measurements.arrays import Array, contiguous, namespace, norm, normal, side_by_side, stacked
 from rankfold.recover.measurements.operators import Entries, Mask, Operator
 from rankfold.recover.solvers.outcome import Recovered, Watch, recovered
 from rankfold.recover.solvers.tangent import Point, leading
@@ -56,12 +58,13 @@ def soft_impute(
 
     With held-out entries in ``watch`` the path ends where they are met worse. The last X, or the best for those.
     """
+    watch.rules = replace(watch.rules, max_iter=len(path) + 1)  # it looks once a λ, and ends with the path
     rng = np.random.default_rng(seed)
     m, n = operator.shape
     bound = min(max_rank, m, n)
     lipschitz = 1.0 if isinstance(operator, (Mask, Entries)) else _largest_eigenvalue(operator, y, rng)
     x = Point(normal((m, 1), rng, y) * 0, normal((1,), rng, y) * 0, normal((1, n), rng, y) * 0)
-    weight = path[0]
+    weight, change = path[0], math.inf
     for looks, weight in enumerate(path, start=1):
         for _ in range(steps):
             rest = y - operator.push(x.left, x.v)
@@ -78,8 +81,12 @@ def soft_impute(
         if watch.look(looks, (x.left, x.v), norm(rest)):
             break
     else:
-        watch.stop(True, f"the penalty was lowered down to {weight:.3g}, where the rank is {x.rank}")
-    return recovered(watch.taken or (x.left, x.v), watch)
+        short = (
+            "" if change < tol else f"; its {steps} steps were too few, X still changes by {change:.1g}: raise max_iter"
+        )
+        told = f"the penalty was lowered down to {weight:.3g}, where the rank is {x.rank}{short}"
+        watch.stop(not short, told)
+    return recovered(watch.taken, watch)
 
 
 def _shrunk(x: Point, threshold: float) -> Point:
@@ -89,9 +96,10 @@ def _shrunk(x: Point, threshold: float) -> Point:
 
 
 def _distance(a: Point, b: Point) -> float:
-    """‖A − B‖ without forming either: ‖A‖² + ‖B‖² − 2⟨A, B⟩."""
-    cross = float(((a.left.T @ b.left) * (a.v @ b.v.T)).sum())
-    return max(norm(a.s) ** 2 + norm(b.s) ** 2 - 2 * cross, 0.0) ** 0.5
+    """‖A − B‖ without forming either: of the triangles of what is stacked, as squared norms would lose half of the
+    digits to each other. Cost O((m + n) k²)."""
+    qr = namespace(a.u).linalg.qr
+    return norm(qr(side_by_side(a.left, -b.left))[1] @ qr(stacked(a.v, b.v).T)[1].T)
 
 
 def _largest_eigenvalue(operator: Operator, y: Array, rng: np.random.Generator) -> float:

@@ -155,14 +155,14 @@ def _share(missed: float) -> str:
 def _returned(operator: Operator, y: Array, x: Point, watch: Watch) -> Recovered:
     """What was found, of which singular values that are small beside the largest are left out where they are not
     needed, with the errors of what is left."""
-    s, tol = numpy(x.s), watch.rules.tol
+    s, tol, last = numpy(x.s), watch.rules.tol, watch.history[-1]
     rank = int((s > max(tol, 1e-8) * s[:1].sum()).sum())
     if not watch.converged or rank == x.rank:
-        return recovered((x.left, x.v), watch)
+        return recovered(((x.left, x.v), last), watch)
     trial, left = _as_well(operator, y, x, residual(operator, y, x), rank, tol * watch.size)
     factors = trial.left, trial.v
-    missed, held = norm(left) / watch.size, watch.held_error(factors)
-    return replace(recovered(factors, watch), training_error=missed, validation_error=held)
+    judged = replace(last, training=norm(left) / watch.size, validation=watch.held_error(factors))
+    return recovered((factors, judged), watch)
 
 
 def _as_well(operator: Operator, y: Array, x: Point, rest: Array, rank: int, enough: float) -> tuple[Point, Array]:
