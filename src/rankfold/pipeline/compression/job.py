@@ -62,6 +62,7 @@ from rankfold.pipeline.quality.halves import few_of
 from rankfold.pipeline.quality.interval import check_figure
 from rankfold.run.claim import claimed
 from rankfold.run.disk.files import check_room
+from rankfold.run.ordinary import ordinarily
 from rankfold.run.progress import Tell, shown
 from rankfold.store import UNFINISHED, check_ours, save
 from rankfold.train import History, TrainingError, choose, evaluate
@@ -73,6 +74,7 @@ _KNOWN = 0.05, 3.0  # points, and standard errors, by which samples are known to
 BOTTLENECKS = 1024  # calibration samples on which they are measured: r × r moments need fewer than those of a weight
 
 
+@ordinarily
 def compress(
     model: nn.Module,
     data: Any,
