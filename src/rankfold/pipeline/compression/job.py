@@ -127,7 +127,7 @@ def compress(
             return job.run()
         asked = request_of(model, data, job.budgets, job.settings)
         if settings.profile is not None:
-            job = replace(job, settings=replace(settings, profile=borrowed(settings.profile, asked)))
+            job = replace(job, settings=replace(settings, profile=borrowed(settings.profile, asked, job.method)))
         if place is None:
             return job.run()
         PLACE.check(place)
@@ -135,8 +135,8 @@ def compress(
         if not finished(place):
             check_room(place, 2 * storage(model)[1])  # a model is written beside its place first
         if restart or not finished(place) or PLACE.differing(place, asked):
-            stack.enter_context(tidied(place))
             stack.enter_context(claimed(place, what="compress"))
+            stack.enter_context(tidied(place))
             take(place, asked, restart)
         if not finished(place):
             try:
