@@ -34,7 +34,7 @@ from rankfold.train import Recipe
 FORMAT = 2  # 1 knew data by their length and labels
 _DECIDES = {"budgets", "max_drop", "smallest", "rule", "finetune", "tune", "tune_by"}  # what no measurement depends on
 _MEASURED = "profile.safetensors"
-_STATE = (_MEASURED, "plan.json", "quality.json", "tried.json")
+_STATE = (_MEASURED, "plan.json", "plan.json.sha256", "quality.json", "tried.json")
 _WORK = ("finetune", "fits", "shards", "sweep")  # folders; the last one as the first release named it
 
 

@@ -17,12 +17,13 @@ from rankfold.run.disk.container import FAULTS, read_object, said
 from rankfold.run.disk.files import write_atomically
 from rankfold.run.place import Place, visible
 from rankfold.store import saved_files
+from rankfold.train.checkpoint import CHECKPOINT
 
 # What may differ between two commands that continue each other.
 FREE = ("out", "threads", "device", "download", "tensorboard")
 SMALL = "small"  # the network in its factors, where it was trained at low rank
 _OWN = re.compile(
-    rf"metrics\.jsonl|{re.escape(INPUTS)}|spectra\.(safetensors|csv|svg)|checkpoint\.json|checkpoint-\d{{4,}}\.pt|"
+    rf"metrics\.jsonl|{re.escape(INPUTS)}|spectra\.(safetensors|csv|svg)|checkpoint\.json|{CHECKPOINT.pattern}|"
     r"tensorboard/events\.out\.[^/]+"
 )
 
