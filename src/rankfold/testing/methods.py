@@ -77,8 +77,8 @@ def _output_error(site: Site, new: nn.Module, layer: nn.Module, inputs: Tensor) 
     """Error of the output, divided by the norm of the centred output."""
     with torch.no_grad():
         dense, given = layer(inputs), new(inputs)
-        # a convolution is calibrated on some of its patches: at the same ones its output is compared
-        pairs = site.layer.paired_rows(layer, inputs, dense, given)
+        # a convolution whose inputs are gathered is calibrated on some of its patches: there its output is compared
+        pairs = site.layer.paired_rows(layer, inputs, dense, given) if site.layer.side == "input" else None
         rows, found = map(site.layer.output_rows, (dense, given)) if pairs is None else pairs[1:]
         return float((found - rows).norm() / (rows - rows.mean(-2, keepdim=True)).norm())
 
