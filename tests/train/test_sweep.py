@@ -189,7 +189,7 @@ def test_bad_grids_are_one_line_before_any_run(here):
 
 
 def test_low_rank_and_none_in_one_grid(here):
-    asked = {"model": "sweptnet:net", "data": "digits", "out": "low", "epochs": 1, "jobs": 1}
+    asked = {"model": "digits-cnn", "data": "digits", "out": "low", "epochs": 1, "jobs": 1}
     found = sweep(parse_sweep(asked | {"grid": {"dlrt": [None, {"rank": 4}]}}))
     assert found.runs["error"].isna().all()
     assert list(found.runs["dlrt"].isna()) == [True, False]
