@@ -11,6 +11,8 @@ from torch import Tensor
 from rankfold.linalg import NonFiniteError, checked, singular_values
 from rankfold.linalg.brief import brief
 
+_ROUNDING = 1e-9  # of what may be left out: 1 - 0.8 is less than 0.2
+
 
 @dataclass(frozen=True, eq=False)
 class Spectrum:
@@ -108,8 +110,7 @@ class Spectrum:
         """
         if not 0.0 <= energy_fraction <= 1.0:
             raise ValueError(f"energy_fraction must be from 0 to 1, got {energy_fraction}")
-        energies = self._tail_energies()
-        return self._first(energies <= (1.0 - energy_fraction) * energies[0], f"{energy_fraction:.6g} of the energy")
+        return self._first(kept(self._tail_energies(), energy_fraction), f"{energy_fraction:.6g} of the energy")
 
     def rank_for_error(self, error: float) -> int:
         """Smallest rank whose `tail` is at most `error` (absolute, Frobenius; times √energy for a relative
@@ -180,6 +181,11 @@ class Spectrum:
                 f"{self.shape} (unseen energy {self.unseen_energy:.3g}): compute the complete spectrum"
             )
         return int(reached.to(torch.int8).argmax())
+
+
+def kept(left: Tensor, fraction: float) -> Tensor:
+    """At which ranks this fraction of the energy is kept, of the energies (k + 1,) that ranks 0 … k leave out."""
+    return left <= (1.0 - fraction) * (1.0 + _ROUNDING) * left[0]
 
 
 def spectrum(matrix: Tensor) -> Spectrum:

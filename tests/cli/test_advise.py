@@ -13,6 +13,7 @@ import pytest
 import torch
 from digits import digits, tiny, trained, write_weights
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from typer.testing import CliRunner
 
 import rankfold as rf
@@ -404,6 +405,45 @@ def test_the_data_may_be_a_tuple_of_parts_and_nothing_without_parts():
     assert rf.advise(net, ((x, y), (x, y)), seconds=0.01).sites == 2
     with pytest.raises(ValueError, match=r"the data are a Tensor: give an object with train, validation and test"):
         rf.advise(net, x)
+
+
+@pytest.mark.parametrize("form", ["pair", "batches", "loader"])
+def test_validation_is_judged_in_as_many_groups_whatever_its_form(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rankfold.pipeline.advice import look as module
+
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)), torch.randn(320, 8)
+    y, groups = (x[:, 0] > 0).long(), []
+    validation = {
+        "pair": (x, y),
+        "batches": [(x[:200], y[:200]), (x[200:], y[200:])],
+        "loader": DataLoader(TensorDataset(x, y), batch_size=160),
+    }[form]
+
+    def counting(*args, **settings):
+        groups.append(len(found := counted(*args, **settings)))
+        return found
+
+    monkeypatch.setattr(module, "counted", counting)
+    made = rf.advise(net, SimpleNamespace(train=(x, y), validation=validation), seconds=2, batches=())
+    assert made.samples[1] == 320
+    assert set(groups) == {32}
+
+
+@pytest.mark.parametrize(
+    ("most", "said"),
+    [
+        (-1.0, "must be 0 or more"), (float("nan"), "must be 0 or more"), ("much", "must be 0 or more"),
+        ("kl=0.1", "the judging figure alone"), (100.0, "can get worse by at most"),
+    ],
+)  # fmt: skip
+def test_a_drop_that_is_none_is_refused(most: float | str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        rf.advise(tiny(), digits(), max_drop=most, seconds=0.01)
+
+
+def test_a_drop_may_be_a_text() -> None:
+    assert rf.advise(tiny(), digits(), max_drop="0.5", seconds=0.01).allowed == 0.005
 
 
 def test_a_profile_is_given_as_many_samples_as_its_passes_allow():

@@ -459,8 +459,17 @@ def test_a_directory_of_somebody_else_is_left_alone(here, theirs):
     (here / "train.yaml").write_text(CONFIG)
     for more in ((), ("--restart",)):
         said = failed("train", "train.yaml", *more)
-        assert f"holds no run of rankfold (it holds {theirs}): give another directory" in said
+        assert "holds no run of rankfold (it holds config.yaml): give another directory" in said
     assert {path.name: path.read_bytes() for path in (here / "run").iterdir()} == before
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "meta", "cuda:99"])
+def test_a_device_that_is_not_there_is_one_sentence(here, device):
+    if device == "mps" and torch.backends.mps.is_available():
+        pytest.skip("it is there")
+    assert re.search("device: torch finds no .* on this machine: give device: cpu, or auto", failed(
+        "train", "run.yaml", "--set", f"device={device}"
+    ))  # fmt: skip
 
 
 def test_numbers_in_yaml_need_no_point():

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rankfold.cli.verbs.analysis.collapse import print_collapse
 from rankfold.collapse import Paths, paths
+from rankfold.pipeline.collapse import bounded
 from rankfold.pipeline.collapse.page import collapse_data
 from rankfold.pipeline.collapse.study import CollapseReport, collapse_report
 from rankfold.pipeline.trainings.stationarity import stationarity
@@ -155,6 +156,18 @@ def test_a_shared_weight_counts_once_in_the_residual() -> None:
     whole = torch.cat([weight.detach().flatten() for weight in weights])
     missing = torch.cat([slope.flatten() for slope in slopes]) + 0.1 * whole
     assert residual == pytest.approx(float(missing.norm() / (0.1 * whole.norm())))
+
+
+def test_every_module_keeps_its_own_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above 20 million parameters it is the network itself that is looked at, and no copy."""
+    monkeypatch.setattr(bounded, "_EXACT_PARAMS", 0)
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).train()
+    model[1].eval()  # frozen, as in fine-tuning
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    collapse_report(model, (x, (x[:, 0] > 0).long()), decay=1e-3)
+    stationarity(model, sites(model), x, torch.eye(2)[(x[:, 0] > 0).long()], "cross-entropy", 0.1)
+    assert [module.training for module in model] == [True, False, True, True]
+    assert model.training
 
 
 # --- chains and what is none

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from digits import digits, tiny
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.planner import plan
-from rankfold.pipeline.collapse.forecast import Forecast, doubts, forecast
+from rankfold.pipeline.collapse.forecast import Forecast, Margins, doubts, forecast
 from rankfold.pipeline.compression.outcome.measure import calibration_part
 from rankfold.sites import Form
 from rankfold.zoo import Split
@@ -105,6 +105,45 @@ def test_each_cause_of_doubt_is_told_alone() -> None:
     kept = made(1, 5)
     kept = kept.with_entries(tuple(replace(entry, form=Form.KEEP) for entry in kept.entries))
     assert doubts(0.0, 1.0, kept) == ""  # what is kept has no rank to doubt
+
+
+def test_a_change_that_is_no_number_is_doubted() -> None:
+    for change in (float("nan"), float("inf")):
+        assert "not a number" in doubts(change, 0.5, made(4, 5))
+
+
+def drawn(classes: int = 2) -> tuple[Tensor, Tensor]:
+    logits = torch.randn(64, classes, generator=torch.Generator().manual_seed(0)).double()
+    return logits, logits.argmax(1)
+
+
+def test_labels_that_are_left_out_count_nowhere_in_margins() -> None:
+    logits, labels = drawn()
+    left_out = labels.clone()
+    left_out[::2] = -100
+    half, expected = Margins.from_logits(logits, left_out), Margins.from_logits(logits[1::2], labels[1::2])
+    assert half.energy == expected.energy
+    assert [half.accuracy(change) for change in (1e-6, 0.5)] == [expected.accuracy(change) for change in (1e-6, 0.5)]
+    assert half.accuracy(1e-6) == 1.0
+    with pytest.raises(ValueError, match="every label is marked as left out"):
+        Margins.from_logits(logits, torch.full_like(labels, -100))
+
+
+def test_classes_that_a_network_rules_out_are_no_part_of_its_margins() -> None:
+    logits, labels = drawn()
+    ruled = torch.cat([logits, torch.full((64, 1), -torch.inf, dtype=torch.float64)], 1)
+    found, expected = Margins.from_logits(ruled, labels), Margins.from_logits(logits, labels)
+    assert found.energy == pytest.approx(expected.energy)
+    assert found.accuracy(1e-6) == 1.0
+    assert found.accuracy(0.5) == pytest.approx(expected.accuracy(0.5), abs=0.03)  # other draws of one size
+
+
+def test_margins_of_probabilities_are_those_of_the_likeliest_class() -> None:
+    logits, labels = drawn(3)
+    chances = nn.functional.one_hot(labels).double()
+    assert Margins.from_logits(logits, chances).accuracy(0.1) == Margins.from_logits(logits, labels).accuracy(0.1)
+    with pytest.raises(ValueError, match="must be probabilities of the classes"):
+        Margins.from_logits(logits, chances + 1)
 
 
 def test_a_tiny_budget_is_doubted_and_a_large_one_is_not() -> None:

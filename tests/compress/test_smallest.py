@@ -18,7 +18,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import llama
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import rankfold as rf
 import rankfold.pipeline.quality.smallest as smallest_module
@@ -221,12 +228,13 @@ def values_in(half) -> list[float]:
         lambda x, y: (x, y),
         lambda x, y: TensorDataset(x, y),
         lambda x, y: DataLoader(TensorDataset(x, y), 32, shuffle=True),
+        lambda x, y: DataLoader(TensorDataset(x, y), batch_sampler=BatchSampler(RandomSampler(x), 20, False)),
         lambda x, y: DataLoader(TensorDataset(x, y), batch_sampler=[list(range(i, i + 10)) for i in range(0, 300, 10)]),
         lambda x, y: [(x[i : i + 10], y[i : i + 10]) for i in range(0, 300, 10)],
         lambda x, y: [(x, y)],
         lambda x, y: Stream(),
     ],
-    ids=["pair", "data set", "shuffled loader", "own batches", "list", "one batch", "stream"],
+    ids=["pair", "data set", "shuffled loader", "a batch sampler", "own batches", "list", "one batch", "stream"],
 )
 def test_halves_have_no_sample_in_common_and_are_the_same_at_every_pass(make) -> None:
     x, y = torch.arange(300.0).unsqueeze(1), torch.zeros(300, dtype=torch.long)
@@ -237,6 +245,18 @@ def test_halves_have_no_sample_in_common_and_are_the_same_at_every_pass(make) ->
     assert (parts.search.samples, parts.judge.samples) == (len(first), len(second))
     assert abs(len(first) - len(second)) <= 128
     assert sorted(values_in(parts.search)) == sorted(first)
+
+
+@pytest.mark.parametrize("replacement", [False, True])
+def test_a_sampler_with_a_generator_of_its_own_is_asked_once(replacement: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    sampler = WeightedRandomSampler(torch.ones(300), 100, replacement, generator)
+    before = generator.get_state()
+    parts = halves(DataLoader(TensorDataset(torch.arange(300.0).unsqueeze(1), torch.zeros(300)), 32, sampler=sampler))
+    assert torch.equal(generator.get_state(), before)
+    first, second = values_in(parts.search), values_in(parts.judge)
+    assert not set(first) & set(second)
+    assert sorted(first + second) == sorted({float(index) for index in sampler})
 
 
 def test_halves_are_drawn_with_the_seed_and_normalised_like_the_whole() -> None:

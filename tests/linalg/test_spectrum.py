@@ -96,6 +96,15 @@ def test_identity_and_rank_one():
     assert one.effective_rank == pytest.approx(1)
 
 
+def test_exact_fractions_need_no_rank_for_rounding():
+    for n in (2, 3, 5, 7, 10, 100):
+        found = spectrum(torch.eye(n))
+        assert [found.rank_for(rank / n) for rank in range(n + 1)] == list(range(n + 1))
+    tail = Spectrum(torch.tensor([1.0, 1e-7], dtype=torch.float64), (2, 2))
+    assert tail.rank_for(1.0) == 2  # all of it is all of it
+    assert tail.rank_for(1 - 9e-15) == 2
+
+
 def test_the_paper_s_example_of_soft_ranks_before_and_after_collapse():
     """Stable, thresholded and entropy rank agree on four equal values beside noise, and differ on a slow decay."""
     collapsed = Spectrum(torch.tensor([1.0] * 4 + [1e-4] * 6), (10, 10))

@@ -9,8 +9,10 @@ import pytest
 import torch
 from commands import rankfold, succeeded
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import rankfold as rf
+from rankfold.compress.methods.project import Project
 from rankfold.testing import check_form, check_method, check_objective, check_reader
 
 MINE = Path(__file__).parents[1] / "mine"
@@ -248,6 +250,25 @@ def test_the_laws_that_the_package_ships(mine):
         assert model.weight.grad is kept
         assert bool((kept == 1).all())
         assert model.bias.grad is None
+
+
+def test_the_law_of_objectives_takes_data_in_every_form():
+    torch.manual_seed(0)
+    x, y, model = torch.randn(10, 3), torch.randint(0, 2, (10,)), nn.Linear(3, 2)
+    named = [{"input": x[i : i + 5], "labels": y[i : i + 5]} for i in (0, 5)]
+    check_objective(rf.Classification(), model, DataLoader(TensorDataset(x, y), batch_size=3, shuffle=True))
+    check_objective(rf.Classification(), model, [(x[:4], y[:4]), (x[4:], y[4:])])
+    check_objective(rf.Classification(), model, named)
+    with pytest.raises(ValueError, match=r"classification: the batches do not fit together .*give one batch"):
+        check_objective(rf.Classification(), nn.LazyLinear(2), [(x[:4], y[:4]), (x[4:, :2], y[4:])])
+
+
+@pytest.mark.parametrize("size", [7, 9, 12])
+def test_a_method_is_held_to_the_patches_that_it_was_calibrated_on(size):
+    """Of more than 32 places of an image some are taken."""
+    torch.manual_seed(0)
+    check_method(Project(), nn.Conv2d(4, 8, 3), torch.randn(32, 4, size, size))
+    check_method(Project(), nn.Conv2d(4, 8, 3, groups=2, stride=2), torch.randn(32, 4, 2 * size, 2 * size))
 
 
 def test_all_of_them_from_the_command_line(mine, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import ExitStack
 
 import pandas as pd
@@ -185,6 +186,32 @@ def test_bad_grids_are_one_line_before_any_run(here):
     assert result.exit_code == 1
     assert "no Dask scheduler answers" in result.stderr
     assert not (here / "grid").exists()
+
+
+def test_low_rank_and_none_in_one_grid(here):
+    asked = {"model": "digits-cnn", "data": "digits", "out": "low", "epochs": 1, "jobs": 1}
+    found = sweep(parse_sweep(asked | {"grid": {"dlrt": [None, {"rank": 4}]}}))
+    assert found.runs["error"].isna().all()
+    assert list(found.runs["dlrt"].isna()) == [True, False]
+    assert sorted(place.name for place in (here / "low").iterdir() if place.is_dir()) == [
+        "dlrt=%7B%22rank%22%3A%204%7D", "dlrt=None",
+    ]  # fmt: skip
+    for key, value in (("way", {"name": "cuttlefish"}), ("objective", "classification")):
+        runs = parse_sweep(asked | {"grid": {key: [None, value]}}).runs
+        assert [getattr(run, key) is None for run in runs] == [True, False]
+        assert runs[0].out == f"low/{key}=None"
+
+
+def test_names_that_no_disk_takes_are_those_that_were_written_or_a_digest():
+    asked = {"model": "digits-cnn", "out": "x"}
+    low = [{"rank": rank, "window": 5, "reach": 7} for rank in (4, 8)]
+    (short, *_), (long, *_) = (parse_sweep(asked | {"grid": grid}).runs for grid in ({"dlrt": low}, {"dlrt": low} | {
+        f"augment.{key}": [value] for key, value in (("crop_padding", 4), ("flip", True))
+    } | {"where": ["*" * 200]}))  # fmt: skip
+    assert short.out == "x/dlrt=%7B%22rank%22%3A%204,%20%22window%22%3A%205,%20%22reach%22%3A%207%7D"
+    assert re.fullmatch(r"x/dlrt,augment\.crop_padding,augment\.flip,where-[0-9a-f]{8}", long.out)
+    every = parse_sweep(asked | {"grid": {"dlrt": low, "where": ["*" * 200]}}).runs
+    assert len({run.out for run in every}) == 2
 
 
 def test_nested_keys_and_a_sweep_under_torchrun(here, monkeypatch):

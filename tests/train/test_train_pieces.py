@@ -11,11 +11,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, TensorDataset, WeightedRandomSampler
 
 from rankfold.objectives import Classification, Evaluation, Figure
 from rankfold.train import Augment, Distill, Epoch, History, Plateau, Recipe, Relax, TrainingError, evaluate
 from rankfold.train.augment import augment
 from rankfold.train.breakdown import at_chance, breakdown, vanished
+from rankfold.train.feed import samples
 from rankfold.train.fit import loss_parts
 from rankfold.train.step.schedule import plateau_factor, rate_factor
 
@@ -386,3 +388,22 @@ def test_evaluation_of_a_model_that_views_its_channels():
 class _View(nn.Module):
     def forward(self, x):
         return x.view(len(x), -1)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(torch.zeros(3, 1))
+
+
+def test_samples_are_counted_and_not_batches_or_members_of_a_pair():
+    x, y = torch.zeros(50, 3), torch.zeros(50)
+    data, some = TensorDataset(x, y), WeightedRandomSampler(torch.ones(50), 20)
+    batches = BatchSampler(some, 8, False)
+    for held in (x, (x, y), data, [(x[:30], y[:30]), (x[30:], y[30:])], {"input": x, "labels": y}):
+        assert samples(held) == 50
+    assert samples(DataLoader(data, batch_size=8)) == 50
+    assert samples(DataLoader(data, batch_size=8, drop_last=True)) == 48
+    assert samples(DataLoader(data, batch_size=8, sampler=some)) == 20
+    assert samples(DataLoader(data, batch_sampler=batches)) == 20
+    for unknown in (Stream(), DataLoader(Stream()), DataLoader(data, batch_sampler=[[0, 1], [2]]), iter([x])):
+        assert samples(unknown) is None

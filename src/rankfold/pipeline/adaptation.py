@@ -27,11 +27,12 @@ from rankfold.run.claim import claimed
 from rankfold.run.digest import digest
 from rankfold.run.disk.container import packed
 from rankfold.run.disk.files import write_atomically
+from rankfold.run.ordinary import ordinarily
 from rankfold.run.progress import Tell
 from rankfold.sites import fingerprint, is_causal, is_pretrained, sites, unwrap
 from rankfold.sites.wish import Where
 from rankfold.train import History, Recipe, TrainingError, choose, evaluate, fit
-from rankfold.train.feed import Feed, length
+from rankfold.train.feed import Feed, samples
 from rankfold.zoo.data import parts_of
 
 _EPOCHS, _STEPS, _MOST = 3, 500, 30
@@ -109,6 +110,7 @@ class Adapted:
         }  # fmt: skip
 
 
+@ordinarily
 def adapt(
     model: nn.Module,
     data: Any,
@@ -142,8 +144,8 @@ def adapt(
     root, said = unwrap(model).eval(), getattr(data, "objective", None)
     size = sum(parameter.numel() for parameter in root.parameters())
     numbers = int(settings.params * size if settings.params <= 1 else settings.params)
-    samples = _samples(data.train, settings.batch_size)
-    epochs, rate = settings.filled(size, samples)
+    learning = _samples(data.train, settings.batch_size)
+    epochs, rate = settings.filled(size, learning)
     settings = replace(settings, epochs=epochs, learning_rate=rate)
     with claimed(place):
         request = _request(root, data, settings, objective)
@@ -153,7 +155,7 @@ def adapt(
         # what compares with the base needs it as it was: it is kept where nothing else can be told
         base = None if chosen.objective.labelled else copied(root)
         before = evaluate(root, judged_on, role=split, objective=chosen.objective, teacher=base)
-        steps = epochs * max(1, -(-samples // settings.batch_size))
+        steps = epochs * max(1, -(-learning // settings.batch_size))
         wish = Wish(
             settings.method, numbers, steps, settings.radius, settings.where, settings.seed, settings.base_model
         )
@@ -195,7 +197,8 @@ def adapt(
 def _samples(train: Any, batch_size: int) -> int:
     """How many there are to learn from; of data in batches of their own so many as make as many steps."""
     fed = Feed(train, batch_size, None)
-    return len(fed) * batch_size if fed.is_batched or length(train) is None else len(train)
+    known = None if fed.is_batched else samples(train)
+    return len(fed) * batch_size if known is None else known
 
 
 def _still(root: nn.Module) -> dict[str, Any]:

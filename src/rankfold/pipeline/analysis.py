@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rankfold.compress.methods.project import Project
 from rankfold.compress.statistics import calibrate
@@ -14,7 +14,7 @@ from rankfold.linalg.brief import brief
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import Form, Site, SiteList, opened, sites, unwrap
 from rankfold.sites.wish import Where
-from rankfold.spectrum import Spectrum, spectrum
+from rankfold.spectrum import Spectrum, kept, spectrum
 
 ENERGIES = (0.9, 0.99)
 
@@ -90,12 +90,8 @@ def analyse(
             if site.name in known and Form.FACTORED in site.forms:
                 outputs = Project().decompose(site, Form.FACTORED, weight, known[site.name], site.bias(root))
                 if outputs is not None:
-                    ranks = tuple(_rank_for(outputs.errors, energy) for energy in ENERGIES)
+                    left = outputs.errors.square()
+                    ranks = tuple(int(kept(left, energy).to(torch.int8).argmax()) for energy in ENERGIES)
             rows.append(SiteAnalysis(site, weight.numel(), values, ranks))
             tell("decomposing", done + 1, len(found))
     return tuple(rows), found
-
-
-def _rank_for(errors: Tensor, energy: float) -> int:
-    """Smallest rank whose error (k + 1,) leaves at least this fraction of the energy."""
-    return int((errors.square() <= (1 - energy) * errors[0].square()).to(torch.int8).argmax())

@@ -18,6 +18,7 @@ from rankfold.objectives import Objective
 from rankfold.pipeline.compression.outcome.delivery import model_notes
 from rankfold.pipeline.compression.outcome.measure import calibration_part
 from rankfold.pipeline.compression.repair import mended
+from rankfold.run.ordinary import ordinarily
 from rankfold.run.progress import Tell
 from rankfold.sites import narrowable_sites
 from rankfold.store import check_ours, save
@@ -40,6 +41,7 @@ class Carrying:
     seed: int = 0
 
 
+@ordinarily
 def carry_out_(
     original: nn.Module, plan: Plan, directory: str | Path, how: Carrying, tell: Tell | None = None
 ) -> tuple[nn.Module, Cost]:

@@ -41,6 +41,7 @@ from rankfold.report.quantities import bytes_of
 from rankfold.run.claim import claimed
 from rankfold.run.disk.container import read_object
 from rankfold.run.disk.files import write_atomically
+from rankfold.run.ordinary import ordinarily
 from rankfold.run.processes.memory import steady
 from rankfold.run.processes.team import Team, joined
 from rankfold.run.progress import Tell, shown
@@ -110,6 +111,7 @@ class Streamed:
         }
 
 
+@ordinarily
 def stream(
     folder: str | Path,
     data: Any,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ class Place:
     ``file`` under the directory holds the request, which ``read`` and ``written`` turn into values and text. ``begun``
     says whether a run has come so far that another request would lose something; ``forget`` removes what a run wrote.
     ``free``: keys that may differ between two calls that continue each other. ``error``: the exception that is raised,
-    with ``prefix`` before what is said of the directory. ``ours``: patterns of what may lie there before a run has
-    begun, as hidden files may; what else does is somebody's, whether a file has the name of the request or not.
-    ``hint``: what is said at the end where another request is refused, of the ``{directory}``.
+    with ``prefix`` before what is said of the directory. ``ours``: of files that may lie there before a run has begun,
+    beside a request that was written here, as hidden ones may in any case; what else does is somebody's. ``hint``: what
+    is said at the end where another request is refused, of the ``{directory}``.
     """
 
     file: str
@@ -32,7 +33,7 @@ class Place:
     forget: Callable[[Path], None]
     error: type[ValueError]
     free: Collection[str] = ()
-    ours: Collection[str] = ()
+    ours: re.Pattern[str] = re.compile("(?!)")
     prefix: str = ""
     hint: str = ""
 
@@ -40,15 +41,26 @@ class Place:
         """``error`` for a directory in which there is anything else than a run of rankfold."""
         if directory.exists() and not directory.is_dir():
             raise self.error(f"{self.prefix}{directory} is a file: give a directory")
-        if not directory.exists() or ((directory / self.file).exists() and self.begun(directory)):
+        file = directory / self.file
+        if not directory.exists() or (file.exists() and self.begun(directory)):
             return
-        ours = (".*", self.file, *self.ours)
-        other = sorted(p.name for p in directory.iterdir() if not any(fnmatch(p.name, each) for each in ours))
-        if other:
+        written = self._written(file)
+
+        def ours(name: str) -> bool:
+            return written and (name == self.file or self.ours.fullmatch(name) is not None)
+
+        other = next((name for name in visible(directory) if not ours(name)), None)
+        if other is not None:
             raise self.error(
-                f"{self.prefix}{directory} is not empty and holds no run of rankfold (it holds {other[0]}): give "
+                f"{self.prefix}{directory} is not empty and holds no run of rankfold (it holds {other}): give "
                 "another directory"
             )
+
+    def _written(self, file: Path) -> bool:
+        """Whether a request is there just as it is written here."""
+        with suppress(OSError, ValueError):
+            return file.read_bytes() == self.written(self.read(file))
+        return False
 
     def take(self, directory: Path, request: Mapping[str, Any], restart: bool = False) -> None:
         """Make ``directory``, which must be claimed, the place of ``request``: new, or the same one again.
@@ -78,6 +90,17 @@ class Place:
             for key in {**request, **before}
             if key not in self.free and before.get(key) != request.get(key)
         ]
+
+
+def visible(directory: Path, inside: str = "") -> Iterator[str]:
+    """Every file below ``directory`` by its path in it, without those that are hidden, or lie in hidden folders."""
+    for path in sorted(directory.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            yield from visible(path, f"{inside}{path.name}/")
+        else:
+            yield inside + path.name
 
 
 def _said(key: str, before: Any, now: Any) -> str:

@@ -15,6 +15,7 @@ from rankfold.costs import Example, evaluating
 from rankfold.forms.tucker import TUCKER
 from rankfold.layers.rounded import numbers_of
 from rankfold.observe import before, first_of
+from rankfold.run.ordinary import ordinarily
 from rankfold.sites import Call, Factors, Form, Layer, Site, opened, sites, unwrap
 from rankfold.testing.expect import expect, near
 from rankfold.testing.fill import filled
@@ -23,6 +24,7 @@ _ROUNDED = 0.03  # of the norm: what a form may lose that rounds the factors it 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 2e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
 
 
+@ordinarily
 def check_form(form: Form, layer: nn.Module, inputs: Tensor) -> None:
     """The laws of ``check_site`` for one form, registered or not, of one layer.
 
@@ -45,6 +47,7 @@ def check_form(form: Form, layer: nn.Module, inputs: Tensor) -> None:
     check_site(replace(found[0], forms=frozenset({Form.KEEP, form})), model, inputs)
 
 
+@ordinarily
 def check_reader(reader: Any, module: nn.Module, inputs: Tensor) -> None:
     """A reader of layer types, on one module that it knows and a batch that the module takes.
 
@@ -86,6 +89,7 @@ def check_reader(reader: Any, module: nn.Module, inputs: Tensor) -> None:
     check_site(Site("0", parameter, layer, layer.forms), nn.Sequential(module), inputs)
 
 
+@ordinarily
 def check_site(site: Site, model: nn.Module, example: Any) -> None:
     """Every form of ``site`` against the dense layer, on what reaches it when ``model`` runs on ``example``.
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import forward, size_of
+from rankfold.batches import Listed, forward, samples_of, size_of
 from rankfold.costs import evaluating
 from rankfold.objectives import Evaluation, Objective
+from rankfold.run.ordinary import ordinarily
 from rankfold.testing.expect import expect
 from rankfold.train import feed
 
 _UNITS = ("fraction", "nats", "")
 
 
+@ordinarily
 def check_objective(objective: Objective, model: nn.Module, data: Any, *, tolerance: float = 1e-5) -> None:
     """``objective`` on what ``model`` answers to ``data``.
 
@@ -28,7 +31,7 @@ def check_objective(objective: Objective, model: nn.Module, data: Any, *, tolera
     Args:
         objective: to be checked.
         model: whose answers are judged.
-        data: at least four samples, as in ``rankfold.evaluate``.
+        data: at least four samples, as in ``rankfold.evaluate``; batches are put together.
         tolerance: of the comparison of one batch with halves.
 
     Raises:
@@ -39,9 +42,10 @@ def check_objective(objective: Objective, model: nn.Module, data: Any, *, tolera
     """
     name = objective.name
     expect(isinstance(name, str) and bool(name), f"a name was expected, got {name!r}")
-    count = sum(size_of(batch) for batch in feed.ordered(data, 64))
+    batches = list(feed.ordered(data, 64))
+    count = sum(map(size_of, batches))
     expect(count >= 4, f"{name}: {count} samples: at least 4 are needed here")
-    (batch,) = feed.ordered(data, count)
+    batch = _together(name, batches)
     with evaluating(model):
         output = forward(model, batch)
     tensors = _tensors(objective, output, batch)
@@ -59,10 +63,34 @@ def check_objective(objective: Objective, model: nn.Module, data: Any, *, tolera
         found = torch.autograd.grad(loss, trained, allow_unused=True) if loss.requires_grad and trained else ()
         reached = any(grad is not None and bool(grad.any()) for grad in found)
         expect(reached, f"{name}: no gradient of its loss reaches the outputs")
-    whole, halves = (_measured(objective, model, data, size) for size in (count, (count + 1) // 2))
+    parts = [samples_of(batch, count, part) for part in (slice((count + 1) // 2), slice((count + 1) // 2, count))]
+    whole, halves = (_measured(objective, model, each) for each in ([batch], parts))
     after = _tensors(objective, output, batch)
     expect(all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), f"{name}: the outputs were changed")
     _check_figures(name, whole, halves, tolerance)
+
+
+def _together(name: str, batches: list[Any]) -> Any:
+    """One batch of all samples."""
+    try:
+        return _joined(batches)
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"{name}: the batches do not fit together ({' '.join(str(error).split())}): give one batch of all samples"
+        ) from None
+
+
+def _joined(parts: Sequence[Any]) -> Any:
+    first = parts[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(parts)) if first.dim() else first
+    if isinstance(first, Listed):
+        return Listed(sample for part in parts for sample in part)
+    if isinstance(first, Mapping):
+        return {key: _joined([part[key] for part in parts]) for key in first}
+    if isinstance(first, tuple | list):
+        return getattr(first, "_make", type(first))(map(_joined, zip(*parts, strict=True)))
+    return first
 
 
 def _tensors(objective: Objective, output: Any, batch: Any) -> list[Tensor]:
@@ -80,10 +108,10 @@ def _check_divergence(objective: Objective, output: Any, batch: Any, count: int)
         expect(fits, f"{name}: divergence of another output must be at least 0, and above 0 somewhere")
 
 
-def _measured(objective: Objective, model: nn.Module, data: Any, size: int) -> Evaluation:
+def _measured(objective: Objective, model: nn.Module, batches: Iterable[Any]) -> Evaluation:
     sums = objective.figures()
     with evaluating(model):
-        for batch in feed.ordered(data, size):
+        for batch in batches:
             output = forward(model, batch)
             sums.add(output, batch, None if objective.labelled else output)
     return sums.result()

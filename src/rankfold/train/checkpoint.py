@@ -8,6 +8,7 @@ import errno
 import io
 import json
 import pickle
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ from rankfold.run.disk.files import sha256, write_atomically
 from rankfold.run.processes.team import Team
 from rankfold.train.errors import TrainingError
 
+CHECKPOINT = re.compile(r"checkpoint-\d{4,}\.pt")
 _MANIFEST = "checkpoint.json"
 _FORMAT = 1
 
@@ -64,7 +66,7 @@ def save(directory: Path, epoch: int, state: dict[str, Any]) -> None:
     }
     write_atomically(directory / _MANIFEST, json.dumps(manifest).encode())
     for old in directory.glob("checkpoint-*.pt"):
-        if old.name != name:
+        if old.name != name and CHECKPOINT.fullmatch(old.name):
             old.unlink(missing_ok=True)
 
 

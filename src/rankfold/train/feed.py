@@ -8,9 +8,9 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, TensorDataset
 
-from rankfold.batches import Columns, batches_of, collated, is_hugging_face, labels_of
+from rankfold.batches import Columns, batches_of, collated, is_hugging_face, labels_of, size_of
 from rankfold.train.augment import augment
 from rankfold.train.errors import TrainingError
 from rankfold.train.recipe import Augment
@@ -58,6 +58,24 @@ def length(data: Any) -> int | None:
         return len(data)
     except TypeError:
         return None
+
+
+def samples(data: Any) -> int | None:
+    """How many samples one pass over ``data`` reads, also of a pair, a loader or batches; None where only a pass
+    tells."""
+    held = in_memory(data)
+    if held is not None:
+        return len(held.inputs)
+    if isinstance(data, DataLoader):
+        batches = data.batch_sampler
+        if isinstance(data.dataset, IterableDataset) or not isinstance(batches, BatchSampler):
+            return None
+        drawn = length(batches.sampler)
+        return drawn if drawn is None or not batches.drop_last else drawn - drawn % batches.batch_size
+    if isinstance(data, Mapping | tuple | list):
+        return sum(map(size_of, batches_of(data)))
+    known = isinstance(data, Dataset) or is_hugging_face(data) or hasattr(data, "batches")
+    return length(data) if known else None
 
 
 def check(data: Any, role: str, *, again: bool = False) -> None:

@@ -17,11 +17,14 @@ from rankfold.compress.planning.profiling import meant, profile
 from rankfold.compress.repair.batchnorm import Reference, reestimate_
 from rankfold.costs import CALLED, Cost
 from rankfold.objectives import Figure, Figures, Objective
+from rankfold.observe.passes import separable
 from rankfold.pipeline.advice.found import Advice, Saved, Tried
 from rankfold.pipeline.advice.spending import KEPT, Look, affordable, profiled_within, seconds_of_one
 from rankfold.pipeline.compression.outcome.measure import calibration_part, first_example
-from rankfold.pipeline.quality.halves import GROUPS, few_of, sample_count
+from rankfold.pipeline.quality.halves import Half, few_of, sample_count
 from rankfold.pipeline.quality.interval import fall
+from rankfold.pipeline.quality.value import MaxDrop
+from rankfold.run.ordinary import ordinarily
 from rankfold.run.progress import Tell
 from rankfold.sites import Form, SiteList, unwrap
 from rankfold.sites.wish import Where
@@ -36,12 +39,13 @@ _JUDGING = 0.45  # of the time that is then left, to judge in
 SHOWN = 5  # layers and reasons that are named
 
 
+@ordinarily
 def advise(
     model: nn.Module,
     data: Any,
     *,
     seconds: float = 60.0,
-    max_drop: float | None = None,
+    max_drop: float | str | None = None,
     by: str = "flops",
     objective: Objective | str | None = None,
     where: Where | None = None,
@@ -73,7 +77,8 @@ def advise(
         An ``Advice``; ``best`` is the network that is recommended, or None.
 
     Raises:
-        ValueError: ``by`` is none of these; and as ``rankfold.profile``.
+        ValueError: ``by`` is none of these, ``max_drop`` is below 0 or more than the figure can fall by; and as
+            ``rankfold.profile``.
 
     Cost: as many samples as a forward pass allows within ``seconds``, and at least 64, of a slow network 16: one whose
     profile alone takes longer goes over the time, as does one plan at least.
@@ -88,6 +93,7 @@ def advise(
     """
     if by not in CALLED:
         raise ValueError(f"by, what is to be small, must be one of {', '.join(CALLED)}, got {by!r}")
+    asked = None if max_drop is None else _asked(max_drop, by)
     root, data, look = unwrap(model), parts_of(data), Look(seconds, tell or Tell())
     example = first_example(root, data.train)
     each = seconds_of_one(root, example)
@@ -108,8 +114,17 @@ def advise(
     repairs = (len(KEPT) + 1) * taught if any(name.endswith("running_mean") for name, _ in root.named_buffers()) else 0
     judged = affordable((_JUDGING * look.left / each - repairs) / forwards, each, 2000)
     validation, reference = few_of(data.validation, judged, seed), Reference(root)
-    before = _sums(root, teacher, validation, meaning)
+    part = Half(validation, sample_count(validation))
+    batches_judged = part.cut if separable(root, next(iter(part.cut))) else validation
+
+    def sums(network: nn.Module) -> list[Figures]:
+        return counted(
+            network, batches_judged, part.batch_size, role="validation", objective=meaning, teacher=teacher, apart=True
+        )
+
+    before = sums(root)
     start = fall(before, before).before
+    allowed = _usual(start.judged) if asked is None else asked.allowed(start.judged)
 
     def made(plan: Plan) -> nn.Module:
         small = apply_(copied(root), plan, known)
@@ -117,7 +132,7 @@ def advise(
         return small
 
     def judge(plan: Plan) -> Tried:
-        met = fall(before, _sums(made(plan), teacher, validation, meaning))
+        met = fall(before, sums(made(plan)))
         flops, params, held = (getattr(plan.after, kind) / max(getattr(plan.before, kind), 1) for kind in CALLED)
         kl = met.after.values.get("kl") if meaning is not None and meaning.by_token else None
         return Tried(
@@ -129,7 +144,7 @@ def advise(
     sites = sum(not site.layer.lookup for site in known.sites.reducible)
     found = Advice(
         known.cost, sites, covered, obstacles, start.judged, tuple(tried),
-        _allowed(start.judged, max_drop), (known.samples, sample_count(validation)),
+        allowed, (known.samples, part.samples),
         bool(meaning is not None and meaning.labelled), 0.0,
         start.chance is not None and at_chance(start.judged, start), tuple(untried), tables=tables, by=by,
     )  # fmt: skip
@@ -137,16 +152,19 @@ def advise(
     return replace(found, seconds=look.spent)
 
 
-def _sums(network: nn.Module, teacher: nn.Module | None, validation: Any, objective: Objective | None) -> list[Figures]:
-    """Of each batch, in batches small enough for groups of samples to be left out."""
-    size = max(1, min(128, (len(validation) if hasattr(validation, "__len__") else 1024) // GROUPS))
-    return counted(network, validation, size, role="validation", objective=objective, teacher=teacher, apart=True)
+def _asked(max_drop: float | str, by: str) -> MaxDrop:
+    asked = MaxDrop.of(max_drop, by)
+    if asked.figure:
+        raise ValueError(
+            f"max_drop={max_drop!r}: advise looks at the judging figure alone: give a number, or use "
+            "rankfold.smallest, which takes other figures by name"
+        )
+    return asked
 
 
-def _allowed(start: Figure, max_drop: float | None) -> float:
-    if max_drop is None:
-        return 0.01 if start.unit == "fraction" else 0.02 * (abs(start.value) or 1.0)
-    return max_drop / 100 if start.unit == "fraction" else max_drop
+def _usual(start: Figure) -> float:
+    """How far the figure may fall where nothing is asked."""
+    return 0.01 if start.unit == "fraction" else 0.02 * (abs(start.value) or 1.0)
 
 
 def _saved(plan: Plan, known: Profile, by: str) -> tuple[Saved, ...]:

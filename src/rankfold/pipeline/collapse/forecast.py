@@ -18,9 +18,10 @@ from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.options import BudgetError
 from rankfold.costs import evaluating
-from rankfold.objectives import main_tensor
+from rankfold.objectives import Classification, main_tensor
 from rankfold.pipeline.collapse.conclusion import few
 from rankfold.pipeline.compression.outcome.measure import calibration_part
+from rankfold.run.ordinary import ordinarily
 from rankfold.zoo.data import data_of
 
 TRIED = 0.07  # of the parameters: the least at which forecasts were compared with what was reached
@@ -80,7 +81,9 @@ class Forecast:
 def doubts(change: float, kept_params: float, plan: Plan) -> str:
     """What speaks against a forecast, in words: a large ``change``, layers of rank 1, fewer parameters than tried."""
     found = []
-    if change > SURE:
+    if not math.isfinite(change):
+        found.append("the change of the outputs is not a number, as where outputs are not finite: nothing is forecast")
+    elif change > SURE:
         found.append(f"the outputs change by {100 * change:.0f} %, and the forecast is rough beyond {100 * SURE:.0f} %")
     ones = [entry.site for entry in plan.changed if entry.rank == 1 < min(entry.shape)]
     if ones:
@@ -104,11 +107,12 @@ class Margins:
     @classmethod
     def of(cls, model: nn.Module, data: Any, samples: int = 1024, seed: int = 0) -> Margins:
         """Cost: one forward pass. ``ValueError`` for data without one label for each row of two or more logits."""
-        parts, labels = [], []
+        parts, labels = list[Tensor](), list[Tensor]()
         with evaluating(model):
             for batch in batches_of(data, 256, samples):
                 found, answer = labels_of(batch), main_tensor(forward(model, batch))
-                if found is None or answer.ndim != 2 or answer.shape[1] < 2 or len(found) != len(answer):
+                fits = isinstance(found, Tensor) and answer.ndim == 2 and len(found) == len(answer)
+                if not fits or answer.shape[1] < 2:
                     raise ValueError(
                         "a forecast of accuracy needs one class label for each row, and at least two logits"
                     )
@@ -120,20 +124,33 @@ class Margins:
 
     @classmethod
     def from_logits(cls, logits: Tensor, labels: Tensor, seed: int = 0) -> Margins:
-        noise = torch.randn(_DRAWS, *logits.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-        return cls(logits.double(), labels, noise)
+        """Of scores (N, C) with classes (N,), or with their probabilities (N, C); labels of -100 count nowhere.
+        ``ValueError`` for labels that do not fit, or of which none counts."""
+        rows, found = Classification().pair(logits.double(), (logits, labels))
+        if not len(rows):
+            raise ValueError("there is nothing to count: every label is marked as left out")
+        noise = torch.randn(_DRAWS, *rows.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return cls(rows, found.argmax(1) if found.ndim > 1 else found, noise)
+
+    @property
+    def _scores(self) -> Tensor:
+        """With NaN for −∞, the score of a class that the network rules out, which no noise changes."""
+        return self.logits.masked_fill(~self.logits.isfinite(), torch.nan)
 
     @property
     def energy(self) -> float:
-        """Mean over samples of ‖z − mean z‖²."""
-        return float((self.logits - self.logits.mean(1, keepdim=True)).square().sum(1).mean())
+        """Mean over samples of ‖z − mean z‖², z the finite scores."""
+        scores = self._scores
+        return float((scores - scores.nanmean(1, keepdim=True)).square().nansum(1).mean())
 
     def accuracy(self, change: float) -> float:
         """Expected share of right answers under normal noise of ``change`` times the energy of the outputs."""
-        deviation = math.sqrt(max(change, 0.0) * self.energy / (self.logits.shape[1] - 1))
+        free = float(self._scores.isfinite().sum(1).double().mean()) - 1
+        deviation = math.sqrt(max(change, 0.0) * self.energy / free) if free > 0 else 0.0
         return float(((self.logits + deviation * self.noise).argmax(-1) == self.labels).double().mean())
 
 
+@ordinarily
 def forecast(
     model: nn.Module,
     data: Any,

@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
+from rankfold.batches import evaluating
 from rankfold.collapse import LOSSES, LayerBound, LayerClusters, Partition, Paths, Transitions, measure_layers
 from rankfold.linalg.brief import brief
 from rankfold.objectives import Objective
 from rankfold.pipeline.collapse.bounded import InMemory, Theory, bounded
 from rankfold.pipeline.collapse.conclusion import conclusion, few
 from rankfold.pipeline.collapse.groups import grouped
+from rankfold.run.ordinary import ordinarily
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import Site, SiteList, opened, sites, unwrap
 from rankfold.spectrum import Spectrum, spectrum
@@ -105,6 +108,7 @@ class CollapseReport:
 
 
 @showing
+@ordinarily
 def collapse_report(
     model: nn.Module,
     data: Any,
@@ -150,7 +154,8 @@ def collapse_report(
         notes.append(f"there are no bounds: {why}")
     else:
         targets = given.labels if groups.targets is None else groups.targets
-        theory = bounded(root, found, given, targets, partition, decay, loss, tell)
+        with evaluating(root), torch.enable_grad():  # the chain itself restores the mode of the root alone
+            theory = bounded(root, found, given, targets, partition, decay, loss, tell)
     layers = tuple(
         LayerCollapse(site, spectra[site.name], measured.get(site.name), theory.bounds.get(site.name)) for site in found
     )

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rankfold.compress.methods import method_named
-from rankfold.compress.methods.method import fits_layers
+from rankfold.compress.methods.method import Method, fits_layers
 from rankfold.pipeline.compression.request import PLACE
 from rankfold.store import StoreError
 
@@ -19,15 +18,16 @@ _SAME = {
 }  # fmt: skip
 
 
-def borrowed(place: str | Path, asked: Mapping[str, Any]) -> Path:
-    """The file with the profile of the run in ``place``, a directory or that file, which serves the request ``asked``.
+def borrowed(place: str | Path, asked: Mapping[str, Any], method: Method) -> Path:
+    """The file with the profile of the run in ``place``, a directory or that file, which serves the request ``asked``,
+    by ``method``.
 
     Raises ``StoreError`` in one line where there is none, or where it was measured on something else.
     """
     place = Path(place)
-    if fits_layers(method_named(asked["method"])):
+    if fits_layers(method):
         raise StoreError(
-            f"--profile {place}: method {asked['method']} fits layer after layer, which no profile holds: leave "
+            f"--profile {place}: method {method.name} fits layer after layer, which no profile holds: leave "
             "--profile out"
         )
     directory = place if place.is_dir() else place.parent.parent

@@ -62,6 +62,7 @@ from rankfold.pipeline.quality.halves import few_of
 from rankfold.pipeline.quality.interval import check_figure
 from rankfold.run.claim import claimed
 from rankfold.run.disk.files import check_room
+from rankfold.run.ordinary import ordinarily
 from rankfold.run.progress import Tell, shown
 from rankfold.store import UNFINISHED, check_ours, save
 from rankfold.train import History, TrainingError, choose, evaluate
@@ -73,6 +74,7 @@ _KNOWN = 0.05, 3.0  # points, and standard errors, by which samples are known to
 BOTTLENECKS = 1024  # calibration samples on which they are measured: r × r moments need fewer than those of a weight
 
 
+@ordinarily
 def compress(
     model: nn.Module,
     data: Any,
@@ -125,7 +127,7 @@ def compress(
             return job.run()
         asked = request_of(model, data, job.budgets, job.settings)
         if settings.profile is not None:
-            job = replace(job, settings=replace(settings, profile=borrowed(settings.profile, asked)))
+            job = replace(job, settings=replace(settings, profile=borrowed(settings.profile, asked, job.method)))
         if place is None:
             return job.run()
         PLACE.check(place)
@@ -133,8 +135,8 @@ def compress(
         if not finished(place):
             check_room(place, 2 * storage(model)[1])  # a model is written beside its place first
         if restart or not finished(place) or PLACE.differing(place, asked):
-            stack.enter_context(tidied(place))
             stack.enter_context(claimed(place, what="compress"))
+            stack.enter_context(tidied(place))
             take(place, asked, restart)
         if not finished(place):
             try:

@@ -13,10 +13,12 @@ from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Profile
 from rankfold.compress.repair.batchnorm import Reference, reestimate_
 from rankfold.objectives import Evaluation, Objective, objective_named
+from rankfold.run.ordinary import ordinarily
 from rankfold.run.progress import Progress
 from rankfold.train import evaluate
 
 
+@ordinarily
 def compressed_copy(
     model: nn.Module,
     plan: Plan,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -11,19 +12,21 @@ from typing import Any
 
 from torch import nn
 
-from rankfold.compress.methods import method_named
+from rankfold.compress.methods import METHODS, method_named
 from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.choice import Forms, asked_forms
 from rankfold.compress.ranks.budget import Budget
 from rankfold.compress.ranks.rules import RankRule, described, rule_named
 from rankfold.compress.repair.finetune import finetune_recipe
 from rankfold.objectives import Objective, objective_named
+from rankfold.objectives.names import _BUILT_IN as BUILT_IN
+from rankfold.pipeline.compression.asked import layers_of, valued
 from rankfold.pipeline.quality.value import MaxDrop
 from rankfold.run.digest import digest
 from rankfold.run.disk.container import read_object
 from rankfold.run.disk.files import write_atomically
 from rankfold.run.place import Place
-from rankfold.sites import Names, fingerprint
+from rankfold.sites import fingerprint
 from rankfold.sites.wish import Where
 from rankfold.store import StoreError
 from rankfold.train import Recipe
@@ -31,6 +34,8 @@ from rankfold.train import Recipe
 FORMAT = 2  # 1 knew data by their length and labels
 _DECIDES = {"budgets", "max_drop", "smallest", "rule", "finetune", "tune", "tune_by"}  # what no measurement depends on
 _MEASURED = "profile.safetensors"
+_STATE = (_MEASURED, "plan.json", "plan.json.sha256", "quality.json", "tried.json")
+_WORK = ("finetune", "fits", "shards", "sweep")  # folders; the last one as the first release named it
 
 
 @dataclass(frozen=True)
@@ -129,38 +134,29 @@ def request_of(model: nn.Module, data: Any, budgets: Sequence[Budget], settings:
         "fingerprint": fingerprint(model),
         "data": {part: digest(getattr(data, part, None)) for part in ("train", "validation", "test")},
         "budgets": [asdict(budget) for budget in budgets],
-        "method": method_named(settings.method).name,
+        "method": valued(method_named(settings.method), METHODS),
         "rule": described(rule_named(settings.rule)),
         "samples": settings.samples,
         "finetune": None if recipe is None else recipe.to_dict(),
         "seed": settings.seed,
     } | ({"tune": settings.tune} if settings.tune else {})
     request |= {} if settings.tune_by is None else {"tune_by": settings.tune_by}
-    request |= {} if objective is None else {"objective": objective.name}
+    request |= {} if objective is None else {"objective": valued(objective, BUILT_IN)}
     quality = settings.quality
     if quality is not None:
         request |= {"max_drop": str(quality) if quality.figure else quality.points, "smallest": settings.smallest}
-    request |= {} if settings.where is None else {"where": _named(settings.where)}
+    request |= {} if settings.where is None else {"where": layers_of(model, settings.where)}
     request |= {} if settings.forms is None else {"forms": sorted(asked_forms(settings.forms) or ())}
     return json.loads(json.dumps(request))
 
 
-def _named(where: Where) -> Any:
-    """A choice of layers as plain values; of a function its name."""
-    if isinstance(where, Names):
-        return asdict(where)
-    return (
-        where
-        if isinstance(where, str)
-        else f"{where.__module__}.{getattr(where, '__qualname__', type(where).__name__)}"
-    )
-
-
 def forget(directory: Path) -> None:
     """Remove the state of a run. Its model and report stay until those of the next run replace them, whole."""
-    (directory / "result.json").unlink(missing_ok=True)
-    for path in [path for path in (directory / "run").rglob("*") if path.is_file()]:
-        path.unlink()
+    for name in ("result.json", *(f"run/{name}" for name in _STATE)):
+        if (directory / name).is_file():
+            (directory / name).unlink()
+    for name in _WORK:
+        shutil.rmtree(directory / "run" / name, ignore_errors=True)
 
 
 def _undecided(directory: Path) -> bool:
@@ -187,17 +183,18 @@ def take(directory: Path, asked: dict[str, Any], restart: bool) -> None:
 
 @contextmanager
 def tidied(directory: Path) -> Iterator[None]:
-    """A run that ends before anything was measured leaves nothing behind, in a directory that held no run before."""
-    new, first = not directory.exists(), not (directory / PLACE.file).exists()
+    """A run that ends before anything was measured leaves nothing behind, in a directory that held no run before.
+
+    The directory must be claimed: what another process has begun there is no run of this one.
+    """
+    first = not (directory / PLACE.file).exists()
     try:
         yield
     finally:
         if first and _undecided(directory) and not measured(directory):
-            forget(directory)
+            (directory / PLACE.file).unlink()
             with suppress(OSError):  # somebody else's files are there
                 (directory / "run").rmdir()
-                if new:
-                    directory.rmdir()
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -225,7 +222,6 @@ PLACE = Place(
     begun=lambda directory: True,
     forget=forget,
     error=StoreError,
-    ours=("run",),
     hint="; for another budget, --profile {directory} (profile=) in another directory measures nothing again",
 )
 

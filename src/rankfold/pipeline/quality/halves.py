@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil
@@ -56,15 +56,15 @@ def halves(data: Any, seed: int = 0) -> Halves:
     single = _single(data)
     if single is not None:
         data = [single]
-    count = _indexed(data)
-    if count is not None:
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-        first, second = (part.sort().values for part in (order[: count // 2], order[count // 2 :]))
-        parts = _chosen(data, first), _chosen(data, second)
+    order = _order(data)
+    if order is not None:
+        count, drawn = len(order), torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))
+        first, second = (part.sort().values for part in (drawn[: count // 2], drawn[count // 2 :]))
+        parts = _chosen(data, order, first), _chosen(data, order, second)
     elif single is not None:
         size = size_of(single)
-        order = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
-        parts = [samples_of(single, size, order[: size // 2])], [samples_of(single, size, order[size // 2 :])]
+        drawn = torch.randperm(size, generator=torch.Generator().manual_seed(seed))
+        parts = [samples_of(single, size, drawn[: size // 2])], [samples_of(single, size, drawn[size // 2 :])]
     else:
         parts = _Every(data, 1), _Every(data, 0)
     made = Halves(*(Half(part, sample_count(part)) for part in parts))
@@ -78,16 +78,11 @@ def halves(data: Any, seed: int = 0) -> Halves:
 
 def few_of(data: Any, most: int, seed: int = 0) -> Any:
     """``most`` samples of ``data``, drawn with ``seed``; all of them where there are no more, or none has an index."""
-    count = _indexed(data)
-    if count is None or count <= most or _batched(data):
+    order = _order(data)
+    if order is None or len(order) <= most or isinstance(order[0], list):
         return data
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return _chosen(data, order[:most].sort().values)
-
-
-def _batched(data: Any) -> bool:
-    """Whether what is chosen by index are batches of the loader's own making."""
-    return isinstance(data, DataLoader) and not isinstance(next(iter(_order(data)), 0), int)
+    drawn = torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))
+    return _chosen(data, order, drawn[:most].sort().values)
 
 
 def _single(data: Any) -> Any:
@@ -99,41 +94,45 @@ def _single(data: Any) -> Any:
     return None
 
 
-def _indexed(data: Any) -> int | None:
-    """How many samples, or batches, can be chosen by index; None where none can."""
+def _order(data: Any) -> Sequence[Any] | None:
+    """Indices of the samples, or of a loader that makes batches its own way the lists of them; None where none has any.
+
+    To be read once for all that is chosen: a sampler may draw others at the next look.
+    """
     held = feed.in_memory(data)
     if held is not None:
-        return len(held.inputs)
+        return range(len(held.inputs))
     if isinstance(data, DataLoader):
-        return None if isinstance(data.dataset, IterableDataset) else len(_order(data))
+        return None if isinstance(data.dataset, IterableDataset) else _drawn(data)
     if isinstance(data, IterableDataset) or not (isinstance(data, Dataset) or is_hugging_face(data)):
         return None
-    return feed.length(data)
+    count = feed.length(data)
+    return None if count is None else range(count)
 
 
-def _order(loader: DataLoader[Any]) -> list[Any]:
-    """What a loader over a data set draws: indices of samples, or lists of them where it makes batches its own way."""
-    if loader.batch_sampler is None or type(loader.batch_sampler) is BatchSampler:
-        with torch.random.fork_rng(devices=[]):
+def _drawn(loader: DataLoader[Any]) -> list[Any]:
+    with feed.undrawn(loader):
+        if loader.batch_sampler is None:
             return sorted({int(index) for index in loader.sampler})
-    with torch.random.fork_rng(devices=[]):
+        if type(loader.batch_sampler) is BatchSampler:
+            return sorted({int(index) for index in loader.batch_sampler.sampler})
         return [list(batch) for batch in loader.batch_sampler]
 
 
-def _chosen(data: Any, indices: Tensor) -> Any:
+def _chosen(data: Any, order: Sequence[Any], places: Tensor) -> Any:
     held = feed.in_memory(data)
     if held is not None:
-        return _Held(held.inputs[indices], None if held.labels is None else held.labels[indices], held)
+        return _Held(held.inputs[places], None if held.labels is None else held.labels[places], held)
+    chosen = [order[place] for place in places.tolist()]
     if is_hugging_face(data):
-        return data.select(indices.tolist())
+        return data.select(chosen)
     if not isinstance(data, DataLoader):
-        return Subset(data, indices.tolist())
-    order = _order(data)
-    chosen = [order[index] for index in indices.tolist()]
+        return Subset(data, chosen)
     shared: dict[str, Any] = {"collate_fn": data.collate_fn, "num_workers": data.num_workers}
     if chosen and isinstance(chosen[0], list):
         return DataLoader(data.dataset, batch_sampler=chosen, **shared)
-    return DataLoader(Subset(data.dataset, chosen), batch_size=data.batch_size, **shared)
+    size = getattr(data.batch_sampler, "batch_size", None)  # the loader does not know that of a batch sampler given
+    return DataLoader(Subset(data.dataset, chosen), batch_size=size, **shared)
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,10 +178,5 @@ class _Cut:
 
 def sample_count(part: Any) -> int:
     """How many samples they are, of data as ``halves`` takes them or of a part."""
-    if isinstance(part, _Held):
-        return len(part.inputs)
-    if isinstance(part, Subset) or is_hugging_face(part):
-        return len(part)
-    if not _batched(part) and (count := _indexed(part)) is not None:
-        return count
-    return sum(size_of(batch) for batch in part)
+    known = feed.samples(part)
+    return sum(size_of(batch) for batch in part) if known is None else known

@@ -35,6 +35,7 @@ from rankfold.pipeline.quality.interval import Fall, check_figure, fall
 from rankfold.pipeline.quality.search import ROUNDING, Tried, larger_by_steps, search
 from rankfold.pipeline.quality.value import MaxDrop, Quality
 from rankfold.run.disk.files import write_atomically
+from rankfold.run.ordinary import ordinarily
 from rankfold.run.progress import Tell, showing
 from rankfold.train import choose, counted, feed
 from rankfold.zoo.data import parts_of
@@ -67,6 +68,7 @@ class Smallest:
 
 
 @showing
+@ordinarily
 def smallest(
     model: nn.Module,
     data: Any,

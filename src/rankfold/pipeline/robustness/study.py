@@ -18,6 +18,7 @@ from rankfold.pipeline.compression.outcome.measure import calibration_part
 from rankfold.pipeline.robustness.attack import Ball, Norm, Space, answered, held
 from rankfold.pipeline.robustness.inputs import check_finite, space_of, taken
 from rankfold.pipeline.robustness.layers import Amplification, amplified
+from rankfold.run.ordinary import ordinarily
 from rankfold.run.progress import Progress, showing
 from rankfold.train.evaluation import materialised, named
 from rankfold.train.feed import check
@@ -118,6 +119,7 @@ class Robustness:
 
 
 @showing
+@ordinarily
 def robustness(
     model: nn.Module,
     data: Any,

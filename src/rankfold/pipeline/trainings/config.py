@@ -227,7 +227,8 @@ def with_key(values: Mapping[str, Any], key: str, value: Any) -> dict[str, Any]:
 def at_key(values: Mapping[str, Any], key: str) -> Any:
     """What `with_key` has put there."""
     head, _, rest = key.partition(".")
-    return at_key(values[head] or {}, rest) if rest else values[head]
+    found = values.get(head)  # keys that may be absent are where they are null
+    return at_key(found or {}, rest) if rest else found
 
 
 def parse(values: Mapping[str, Any], source: str | Path = "config") -> TrainConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,13 +15,17 @@ from rankfold.pipeline.trainings.config import ConfigError, TrainConfig, parse, 
 from rankfold.pipeline.trainings.inputs import INPUTS, check_inputs
 from rankfold.run.disk.container import FAULTS, read_object, said
 from rankfold.run.disk.files import write_atomically
-from rankfold.run.place import Place
+from rankfold.run.place import Place, visible
 from rankfold.store import saved_files
+from rankfold.train.checkpoint import CHECKPOINT
 
 # What may differ between two commands that continue each other.
 FREE = ("out", "threads", "device", "download", "tensorboard")
 SMALL = "small"  # the network in its factors, where it was trained at low rank
-_OWN = ("result.json", "model.safetensors", "spectra.*", "checkpoint*", "metrics.jsonl", INPUTS, "config.yaml")
+_OWN = re.compile(
+    rf"metrics\.jsonl|{re.escape(INPUTS)}|spectra\.(safetensors|csv|svg)|checkpoint\.json|{CHECKPOINT.pattern}|"
+    r"tensorboard/events\.out\.[^/]+"
+)
 
 
 @dataclass(frozen=True)
@@ -113,13 +118,11 @@ class TrainResult:
 
 def forget(place: Path) -> None:
     """Remove what a run wrote, result first: what is left meanwhile is an unfinished run, or none."""
-    for pattern in _OWN:
-        for file in place.glob(pattern):
-            file.unlink()
-    for file in (place / "tensorboard").glob("events.out.*"):
-        file.unlink()
-    for name in sorted(saved_files(place / SMALL)):
-        (place / SMALL / name).unlink(missing_ok=True)
+    networks = ["model.safetensors", *(f"{SMALL}/{name}" for name in sorted(saved_files(place / SMALL)))]
+    others = [name for name in visible(place) if _OWN.fullmatch(name)]
+    for name in ("result.json", *networks, "checkpoint.json", *others):
+        if (place / name).is_file():
+            (place / name).unlink()
 
 
 def read_result(place: Path) -> TrainResult | None:
@@ -165,5 +168,5 @@ PLACE = Place(
     error=ConfigError,
     free=FREE,
     prefix="out: ",
-    ours=("metrics.jsonl", INPUTS, "spectra.*", "checkpoint*", "tensorboard"),
+    ours=_OWN,
 )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from rankfold.batches import evaluating
 from rankfold.collapse import LOSSES
 from rankfold.collapse.centroid import INPUT, Tail, gradients, without_grad_mode
 from rankfold.sites import SiteList, opened
@@ -19,17 +21,12 @@ def stationarity(
     A weight that several sites share counts once. ``loss``: that of the training, a name in ``LOSSES``: one of p times
     the size has p times the decay. NaN where there are no weights, or none but zeros.
     """
-    mode = model.training
-    model.eval()
-    try:
-        with without_grad_mode(model), opened(model):
-            every = (site.layer.weight(model.get_submodule(site.name)) for site in found)
-            shared: dict[int, Any] = {id(weight): weight for weight in every}
-            weights = list(shared.values())
-            slopes = gradients(Tail(model, INPUT, inputs[:2]), inputs, targets, LOSSES[loss], weights)
-            pairs = [(w.detach().double(), g) for w, g in zip(weights, slopes, strict=True) if g is not None]
-    finally:
-        model.train(mode)
+    with evaluating(model), torch.enable_grad(), without_grad_mode(model), opened(model):
+        every = (site.layer.weight(model.get_submodule(site.name)) for site in found)
+        shared: dict[int, Any] = {id(weight): weight for weight in every}
+        weights = list(shared.values())
+        slopes = gradients(Tail(model, INPUT, inputs[:2]), inputs, targets, LOSSES[loss], weights)
+        pairs = [(w.detach().double(), g) for w, g in zip(weights, slopes, strict=True) if g is not None]
     energy = sum(float(w.square().sum()) for w, _ in pairs)
     if not energy > 0:
         return float("nan"), float("nan")

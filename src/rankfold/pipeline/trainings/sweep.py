@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from rankfold.pipeline.trainings.inputs import content_of
 from rankfold.pipeline.trainings.rundir import FREE, TrainResult, finished
 from rankfold.pipeline.trainings.selection import SELECTED, selection
 from rankfold.pipeline.trainings.training import train
-from rankfold.run.cells import run_cells
+from rankfold.run.cells import mark, run_cells
 from rankfold.run.claim import claimed, holder
 from rankfold.run.disk.files import write_atomically
 from rankfold.run.disk.foreign import check_replaceable
@@ -31,6 +31,7 @@ from rankfold.train import TrainingError
 from rankfold.zoo import load_data
 
 _LOOK, _GONE = 10.0, 300.0  # seconds between looks for the sweep; without a sign of it, on another machine
+_LONGEST, _TITLE = 255, 100  # bytes of a name that disks take; of one with a digest what comes before it
 _ACCURACY = Figure("accuracy", float("nan"), True, "fraction")
 
 
@@ -91,15 +92,25 @@ def parse_sweep(values: Mapping[str, Any], source: str | Path = "grid") -> Sweep
         for key, value in zip(keys, combination):
             asked = with_key(asked, key, value)
         config = parse(asked, source)
-        name = ",".join(f"{key}={_cell(at_key(config.to_dict(), key))}" for key in keys)
+        name = _named(keys, (at_key(config.to_dict(), key) for key in keys))
         if name in runs:
             raise ConfigError(f"{source}: grid: {name} is given twice")
-        runs[name] = parse(asked | {"out": str(out / quote(name, safe="=,.+-"))}, source)
+        runs[name] = parse(asked | {"out": str(out / _folder(name, _named(keys, combination), keys))}, source)
     threads = next(iter(runs.values())).threads or 1
     jobs = max(1, joblib.cpu_count() // threads) if jobs is None else jobs
     if isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1:
         raise ConfigError(f"{source}: jobs must be a whole number of at least 1, got {jobs!r}")
     return Sweep({key: grid[key] for key in keys}, tuple(runs.values()), out, jobs)
+
+
+def _named(keys: Sequence[str], values: Iterable[Any]) -> str:
+    return ",".join(f"{key}={_cell(value)}" for key, value in zip(keys, values, strict=True))
+
+
+def _folder(name: str, written: str, keys: Sequence[str]) -> str:
+    """By the settings in full; where no disk takes so long a name, as they were written, or else by a digest."""
+    fitting = (each for each in (quote(said, safe="=,.+-") for said in (name, written)) if len(each) <= _LONGEST)
+    return next(fitting, f"{','.join(keys)[:_TITLE]}-{mark(name)}")
 
 
 def sweep(

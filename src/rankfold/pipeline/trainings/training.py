@@ -22,6 +22,7 @@ from rankfold.pipeline.trainings.rundir import PLACE, SMALL, TrainResult, finish
 from rankfold.record import SpectrumRecorder
 from rankfold.run.disk.container import packed
 from rankfold.run.disk.files import write_atomically
+from rankfold.run.ordinary import ordinarily
 from rankfold.run.processes.team import Team, joined
 from rankfold.run.progress import Tell, duration, shown
 from rankfold.train import Epoch, History, Progress, TrainingError, checkpoint, choose, evaluate, fit
@@ -29,6 +30,7 @@ from rankfold.train.randomness import seeded
 from rankfold.zoo import Data, load_data, load_weights, resolve
 
 
+@ordinarily
 def train(config: TrainConfig, *, restart: bool = False, tell: Tell | None = None) -> TrainResult:
     """Train what `config` asks for and leave the finished run in `config.out`.
 
@@ -293,10 +295,14 @@ def _device(name: str) -> torch.device:
     except RuntimeError:
         raise ConfigError(f"device: torch knows no device {name!r}: give auto, cpu or cuda") from None
     if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ConfigError("device: torch finds no CUDA on this machine: give device: cpu, or auto")
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", device.index or 0)))
-        torch.cuda.set_device(device)
+    try:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        torch.zeros(1, device=device).item()
+    except Exception:  # each kind of device fails in a way of its own
+        missing = "CUDA" if device.type == "cuda" and not torch.cuda.is_available() else device
+        raise ConfigError(f"device: torch finds no {missing} on this machine: give device: cpu, or auto") from None
     return device
 
 

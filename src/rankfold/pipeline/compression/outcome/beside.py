@@ -18,7 +18,7 @@ from rankfold.objectives.units import CHANGE, TOKEN, in_words
 from rankfold.pipeline.quality.halves import few_of
 from rankfold.run.disk.container import checked
 from rankfold.train import evaluate
-from rankfold.train.feed import length
+from rankfold.train.feed import samples
 
 SAMPLES = 1024  # of the split on which both networks are compared, where no figure says it already
 _BATCH = 64
@@ -74,7 +74,9 @@ def beside(
     if total.value is None:
         return Beside(total)
     few = split if total.unit == TOKEN and score is not None else few_of(split, SAMPLES)
-    where = f"the {name} split{when}" if few is split else f"{length(few) or SAMPLES} samples of the {name} split{when}"
+    where = (
+        f"the {name} split{when}" if few is split else f"{samples(few) or SAMPLES} samples of the {name} split{when}"
+    )
     if total.unit == TOKEN:
         if score is None:
             score = evaluate(small, few, role=name, objective=objective, teacher=original)

@@ -16,6 +16,7 @@ from rankfold.compress.ranks.rules import RankRule
 from rankfold.compress.repair.batchnorm import Reference
 from rankfold.objectives import Evaluation, Figure, Objective
 from rankfold.pipeline.compression.repair import compressed_copy
+from rankfold.run.ordinary import ordinarily
 from rankfold.run.progress import Progress
 from rankfold.train import evaluate
 
@@ -51,6 +52,7 @@ class Curve:
     samples: int | None = None
 
 
+@ordinarily
 def quality_curve(
     model: nn.Module,
     validation: Any,

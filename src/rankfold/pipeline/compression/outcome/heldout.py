@@ -21,6 +21,7 @@ from rankfold.costs import evaluating
 from rankfold.objectives.units import TOKEN
 from rankfold.observe import after
 from rankfold.observe.passes import laid_out, layout_for
+from rankfold.run.ordinary import ordinarily
 from rankfold.sites import Site, SiteList, opened, sites, unwrap
 
 
@@ -33,6 +34,11 @@ class _Sums:
     output_square: Tensor
     difference: Tensor
     difference_square: Tensor
+
+    @classmethod
+    def like(cls, rows: Tensor) -> _Sums:
+        """None yet, on the device of ``rows``."""
+        return cls(0, *torch.zeros(4, *rows.shape[1:], dtype=torch.float64, device=rows.device))
 
     def add(self, output: Tensor, difference: Tensor) -> None:
         self.count += len(output)
@@ -49,6 +55,7 @@ class _Sums:
         return (max(float(wrong.sum()), 0.0) / energy) ** 0.5 if energy > 0 else 0.0
 
 
+@ordinarily
 def layer_errors(
     original: nn.Module,
     plan: Plan,
@@ -93,10 +100,7 @@ def _compare(site: Site, new: nn.Module, sums: dict[str, _Sums]) -> Callable[...
         # of a grouped layer as (groups, N, m): rows first
         rows = site.layer.output_rows(output).double().movedim(-2, 0)
         difference = site.layer.output_rows(new(*args, **kwargs)).double().movedim(-2, 0) - rows
-        if site.name not in sums:
-            zeros = torch.zeros(4, *rows.shape[1:], dtype=torch.float64, device=rows.device)
-            sums[site.name] = _Sums(0, *zeros)
-        sums[site.name].add(rows, difference)
+        sums.setdefault(site.name, _Sums.like(rows)).add(rows, difference)
 
     return hook
 
@@ -124,9 +128,7 @@ def _fitted_errors(
                     scale = here.scale.reshape(lacking.shape[1:]).to(lacking)
                     lacking = lacking / torch.where(scale == 0, torch.ones_like(scale), scale)
                 target = rows(output).double().movedim(-2, 0) + lacking
-                if entry.site not in sums:
-                    sums[entry.site] = _Sums(0, *torch.zeros(4, *target.shape[1:], dtype=target.dtype))
-                sums[entry.site].add(target, -lacking)
+                sums.setdefault(entry.site, _Sums.like(target)).add(target, -lacking)
     return {name: total.error(True) for name, total in sums.items()}
 
 

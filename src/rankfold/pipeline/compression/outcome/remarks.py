@@ -21,7 +21,7 @@ from rankfold.pipeline.quality.value import Quality
 from rankfold.report.quantities import count, percent
 from rankfold.sites.wish import Where
 from rankfold.train.breakdown import at_chance
-from rankfold.train.feed import length
+from rankfold.train.feed import samples
 
 _KNOWN = 0.05, 3.0  # points, and standard errors, by which samples are known too well to be new
 
@@ -91,7 +91,7 @@ def samples_known(validation: Evaluation, held_out: Evaluation, part: Any, name:
     known, new = validation.judged, held_out.judged
     if known.unit != "fraction" or name == "validation" or known.better(new) < _KNOWN[0]:
         return ()
-    counts = [max(1, min(validation.count, length(part) or validation.count)), max(1, held_out.count)]
+    counts = [max(1, min(validation.count, samples(part) or validation.count)), max(1, held_out.count)]
     share = (known.value * counts[0] + new.value * counts[1]) / sum(counts)
     if known.better(new) < _KNOWN[1] * (share * (1 - share) * sum(1 / count for count in counts)) ** 0.5:
         return ()
