@@ -14,7 +14,10 @@ from rankfold.cli.recovered import print_ranked, print_recovered
 from rankfold.cli.recovering import (
     check_in_files,
     check_kind,
+    check_named,
     check_one_candidate,
+    check_one_rank,
+    check_used,
     check_values,
     listed,
     methods_of,
@@ -89,8 +92,15 @@ def recover(
         ),
     ] = None,
     duplicates: Annotated[
-        str, typer.Option(metavar="D", help="What to do with an entry that is given twice: refuse, mean, last or sum.")
-    ] = "refuse",
+        str | None,
+        typer.Option(
+            metavar="D",
+            help=(
+                "What to do with an entry that is given twice: refuse (the default), mean, last, or sum (the default "
+                "with --implicit)."
+            ),
+        ),
+    ] = None,
     implicit: Annotated[
         bool,
         typer.Option(
@@ -121,8 +131,15 @@ def recover(
         ),
     ] = None,
     top: Annotated[
-        int, typer.Option(min=0, help="For every row, write this many of the best columns that it has no entry for.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=0,
+            help=(
+                "For every row, write this many of the best columns that it has no entry for; none by default, with "
+                "--implicit 10."
+            ),
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option("-o", "--out", metavar="DIR", help="Where factors, errors and predictions go.")
     ] = Path("recovered"),
@@ -166,26 +183,33 @@ def recover(
         rows=rows,
         items=items,
         predict=predict,
+        folds=folds,
         at_least=at_least,
         split=split,
     )
+    check_used(wanted, time=time and predict is None and duplicates != "last", rows=rows, items=items)
+    check_named((file, test, predict), columns=columns, header=header is not None)
     if memory is not None:
         check_in_files(implicit, (file, memory), methods, time=time, rows=rows, items=items)
         check_one_candidate(ranks, folds=folds, jobs=jobs)
     check_values(split, duplicates, jobs)
     tried = listed("ranks", ranks, int) if ranks is not None else None
-    check_ours(out, *["top.csv"] * (implicit or top > 0), *["predictions.csv"] * (predict is not None))
+    top = (10 if implicit else 0) if top is None else top
+    check_ours(out, *["top.csv"] * (top > 0), *["predictions.csv"] * (predict is not None))
     set_threads(threads)
     with Talk() as talk, claimed(out, what="recover"):
         arrays = read_arrays(file) if file.suffix.lower() in ARRAYS else {}
         if "y" in arrays:
             check_idle(
                 f"with measurements, which {file} holds", test=test, methods=methods, time=time, rows=rows, items=items,
-                predict=predict, folds=folds, columns=columns, header=header is not None,
-                duplicates=duplicates != "refuse", implicit=implicit, memory=memory, top=top, jobs=jobs,
+                predict=predict, folds=folds, duplicates=duplicates, implicit=implicit, memory=memory, top=top or None,
+                jobs=jobs,
             )  # fmt: skip
+            check_one_rank(ranks, "of measurements one rank is found")
             report = _sensed(file, arrays, max(tried) if tried else None, seed, out, talk)
         else:
+            if "X" in arrays:
+                check_idle("with a matrix, which has one value in each place", duplicates=duplicates)
             named = listed("columns", columns, str) if columns is not None else None
             if memory is not None:
                 bound = max(tried) if tried else None
@@ -233,7 +257,7 @@ def recover(
 
 
 def _mapped(
-    given: tuple[Path, Path | None, Path | None, list[str] | None, bool | None, str],
+    given: tuple[Path, Path | None, Path | None, list[str] | None, bool | None, str | None],
     memory: str,
     rank: int | None,
     top: int,
@@ -251,7 +275,7 @@ def _mapped(
         out / "entries",
         columns=columns,
         header=header,
-        duplicates=duplicates,  # type: ignore[arg-type] # checked above
+        duplicates=duplicates or "refuse",  # type: ignore[arg-type] # checked above
         progress=talk.progress,
     )
     judge = None if test is None else read_test(test, columns=columns, header=header, like=file)
@@ -278,7 +302,7 @@ def _implicit(
     header: bool | None,
     at_least: float | None,
     split: str | None,
-    duplicates: str,
+    duplicates: str | None,
     top: int,
     seed: int,
     out: Path,
@@ -293,7 +317,7 @@ def _implicit(
         columns=columns,
         header=header,
         at_least=at_least,
-        duplicates="sum" if duplicates == "refuse" else duplicates,  # type: ignore[arg-type] # checked above
+        duplicates=duplicates or "sum",  # type: ignore[arg-type] # checked above
         time=True if split == "by-time" else None,
     )
     _about(entries, talk)
@@ -304,7 +328,7 @@ def _implicit(
             candidates(entries, tuple(methods)),
             out,
             split=how,  # type: ignore[arg-type] # one of two
-            top=top or 10,
+            top=top,
             seed=seed,
             jobs=jobs,
             source=file.name,
