@@ -103,9 +103,7 @@ def check_one_candidate(ranks: str | None, **given: int | None) -> None:
 def check_one_rank(ranks: str | None, why: str) -> None:
     """Several ranks are refused where the largest alone counts."""
     if ranks is not None and len(tried := listed("ranks", ranks, int)) > 1:
-        raise typer.BadParameter(
-            f"{why}, up to one largest rank: give --ranks {max(tried)} instead of --ranks {ranks}"
-        )
+        raise typer.BadParameter(f"{why}, up to one largest rank: give --ranks {max(tried)} instead of --ranks {ranks}")
 
 
 def listed(option: str, text: str, kind: type) -> list[Any]:

@@ -10,7 +10,7 @@ import typer
 from rankfold.cli.checks import check_idle, checked_memory
 from rankfold.cli.options import Json, Seed, Threads
 from rankfold.cli.printing import count, print_json
-from rankfold.cli.recovered import print_ranked, print_recovered
+from rankfold.cli.recovered import print_ranked, print_recovered, say_read, say_warning
 from rankfold.cli.recovering import (
     check_in_files,
     check_kind,
@@ -24,7 +24,6 @@ from rankfold.cli.recovering import (
 )
 
 if TYPE_CHECKING:
-    from rankfold.recover import MappedEntries, Triplets
     from rankfold.run.progress import Talk
 
 
@@ -215,7 +214,7 @@ def recover(
                 bound = max(tried) if tried else None
                 given = (file, test, predict, named, header, duplicates)
                 report = _mapped(given, memory, bound, top, seed, out, talk)
-                _warn(report, talk)
+                say_warning(report, talk)
                 print_json(report) if as_json else print_recovered(report)
                 return
             if implicit:
@@ -231,7 +230,7 @@ def recover(
             table = table_of(file, **how)
             check_ours(out, *["completed.csv"] * (table is not None))
             sides, remarks = read_sides(rows, items, entries)
-            _about(entries, talk, (test, judge), (predict, asked))
+            say_read(entries, talk, (test, judge), (predict, asked))
             for remark in remarks:
                 talk.say(remark)
             report = complete(
@@ -249,7 +248,7 @@ def recover(
                 source=file.name,
                 progress=talk.progress,
             )
-            _warn(report, talk)
+            say_warning(report, talk)
     if as_json:
         print_json(report)
         return
@@ -280,7 +279,7 @@ def _mapped(
     )
     judge = None if test is None else read_test(test, columns=columns, header=header, like=file)
     asked = None if predict is None else read_pairs(predict, columns=columns, header=header, like=file)
-    _about(entries, talk, (test, judge), (predict, asked))
+    say_read(entries, talk, (test, judge), (predict, asked))
     return complete_mapped(
         entries,
         out,
@@ -320,7 +319,7 @@ def _implicit(
         duplicates=duplicates or "sum",  # type: ignore[arg-type] # checked above
         time=True if split == "by-time" else None,
     )
-    _about(entries, talk)
+    say_read(entries, talk)
     how = split or ("leave-one-out" if entries.times is None else "by-time")
     try:
         return rank_unseen(
@@ -336,24 +335,6 @@ def _implicit(
         )
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-
-
-def _about(entries: Triplets | MappedEntries, talk: Talk, *beside: tuple[Path | None, Triplets | None]) -> None:
-    """What was read, of the files ``beside`` too, whose columns may have been taken for others."""
-    m, n = entries.shape
-    talk.say(f"{count(len(entries))} entries of a {count(m)} × {count(n)} matrix, {len(entries) / (m * n):.2%} of it")
-    for remark in entries.remarks:
-        talk.say(remark)
-    for file, found in beside:
-        if file is not None and found is not None:
-            for remark in found.remarks:
-                talk.say(f"{file.name}: {remark}")
-
-
-def _warn(report: dict[str, Any], talk: Talk) -> None:
-    """Of an error on test entries that says less than it seems to."""
-    if (told := report.get("test", {}).get("warning")) is not None:
-        talk.say(f"warning: {told}")
 
 
 def _sensed(file: Path, arrays: dict[str, Any], rank: int | None, seed: int, out: Path, talk: Talk) -> dict[str, Any]:

@@ -34,8 +34,8 @@ def held_out(entries: Triplets, split: Split, *, fraction: float = 0.1, seed: in
         held = came > moment
         if not held.any() and (entries.times > moment).any():
             raise ValueError(
-                f"nothing new was taken in the last {latest}: whatever comes after {moment:.0f} seconds since 1970, when "
-                "the last new entries came, had been taken before: use the split leave-one-out"
+                f"nothing new was taken in the last {latest}: whatever comes after {moment:.0f} seconds since 1970, "
+                "when the last new entries came, had been taken before: use the split leave-one-out"
             )
         if not held.any():
             raise ValueError(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rankfold.cli.checks import check_idle
 from rankfold.cli.options import (
     DataName,
     DeviceName,
