@@ -37,7 +37,10 @@ def of_numbers(numbers: Any) -> np.ndarray:
 def as_seconds(times: Any, count: int) -> np.ndarray:
     """(count,) seconds since 1970: of numbers (`of_numbers`), or of dates of NumPy, pandas, datetime, or ISO texts. NaN
     where there is none. Raises ``ValueError`` for another number of them, and for what is no time."""
-    found = np.ma.filled(times.astype(object), None) if isinstance(times, np.ma.MaskedArray) else np.asarray(times)
+    found = np.asarray(times)
+    if isinstance(times, np.ma.MaskedArray):
+        found = found.astype(object)
+        found[np.ma.getmaskarray(times)] = None
     if found.dtype.kind in "fiu":
         numbers, found = found, of_numbers(found)
         wrong = numbers[np.isnan(found) & ~np.isnan(numbers)]
