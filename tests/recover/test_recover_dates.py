@@ -54,7 +54,7 @@ def test_the_dates_that_were_fitted_are_known():
 @pytest.mark.parametrize("kind", [pd.DataFrame, lambda pairs: pd.DataFrame(pairs).to_numpy(), tuple])
 def test_pairs_of_dates_alone_are_known_too(kind):
     """As an array they are of NumPy's dates, of which a list is one of numbers of nanoseconds."""
-    starts, ends = DAYS[ROWS].to_numpy(), HOURS[COLUMNS].to_numpy()
+    starts, ends = (days.to_numpy().astype("datetime64[ns]") for days in (DAYS[ROWS], HOURS[COLUMNS]))
     pairs = kind({"start": starts, "end": ends} if kind is not tuple else zip(DAYS[ROWS], HOURS[COLUMNS], strict=True))
     found = Ratings(1, burn_in=5, draws=10).fit(pairs, VALUES)
     assert found.model_.row_names[0] == "2020-01-01"
