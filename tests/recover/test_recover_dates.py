@@ -51,6 +51,18 @@ def test_the_dates_that_were_fitted_are_known():
     assert np.array_equal(found.predict(asked), found.predict([[f"{day.date()}", 1] for day in DAYS]))
 
 
+@pytest.mark.parametrize("kind", [pd.DataFrame, lambda pairs: pd.DataFrame(pairs).to_numpy(), tuple])
+def test_pairs_of_dates_alone_are_known_too(kind):
+    """As an array they are of NumPy's dates, of which a list is one of numbers of nanoseconds."""
+    starts, ends = (days.to_numpy().astype("datetime64[ns]") for days in (DAYS[ROWS], HOURS[COLUMNS]))
+    pairs = kind({"start": starts, "end": ends} if kind is not tuple else zip(DAYS[ROWS], HOURS[COLUMNS], strict=True))
+    found = Ratings(1, burn_in=5, draws=10).fit(pairs, VALUES)
+    assert found.model_.row_names[0] == "2020-01-01"
+    asked = [[str(start)[:10], f"{str(end)[:10]} 12:30:00"] for start, end in zip(starts, ends, strict=True)]
+    assert np.array_equal(found.predict(pairs), found.predict(asked))
+    assert np.corrcoef(found.predict(pairs), VALUES)[0, 1] > 0.95
+
+
 @pytest.mark.parametrize(
     "day", [np.datetime64("20000-01-01"), np.datetime64("-5000-01-01"), pd.Timestamp(1, unit="ns")]
 )

@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rankfold.pipeline.recovery.advice import same_lists
-from rankfold.recover import Candidate, ImplicitFeedback, candidates, choose, held_out, read_plays, triplets
+from rankfold.recover import (
+    Candidate,
+    ImplicitFeedback,
+    candidates,
+    choose,
+    held_out,
+    map_entries,
+    read_plays,
+    triplets,
+)
 from rankfold.recover.implicit.als import als
 from rankfold.recover.implicit.models import Factors, neighbours, popularity, regression
 from rankfold.recover.implicit.ranking import Ranking, judge, paired
@@ -256,6 +265,36 @@ def test_one_row_has_no_standard_error_and_one_moment_no_order(tmp_path):
     entries = triplets([0, 0, 1, 1], [0, 1, 0, 1], np.ones(4), shape=(2, 2), times=np.full(4, 9.0))
     with pytest.raises(ValueError, match=r"all have the same time \(9 seconds since 1970\)"):
         held_out(entries, "by-time")
+
+
+@pytest.mark.parametrize("beside", [{"y": [5, 7]}, {"times": [1.0, 2.0]}])
+def test_what_has_its_own_counts_takes_none_beside_it(tmp_path, beside):
+    """They were dropped in silence, and a half-life then asked for the times that had been given."""
+    (tmp_path / "p.csv").write_text("user,item,plays\na,x,1\nb,y,1\n")
+    files = map_entries(tmp_path / "p.csv", tmp_path / "entries")
+    for x, said in (
+        (triplets(["a", "b"], ["x", "y"], [1, 1]), "triplets hold their own counts and times"),
+        (scipy.sparse.eye_array(2), "a sparse matrix holds its own counts, and times go with pairs"),
+        (files, "entries in files hold counts"),
+    ):
+        with pytest.raises(ValueError, match=f"^{said}: leave y and times out$"):
+            ImplicitFeedback("als" if x is files else "popularity", half_life=3).fit(x, **beside)
+    found = ImplicitFeedback("neighbours").fit([("a", "x"), ("b", "y")])
+    with pytest.raises(ValueError, match="leave y and times out"):
+        found.partial_fit(triplets(["c"], ["x"], [1]), [5])
+    with pytest.raises(ValueError, match="leave y and times out"):
+        found.score(scipy.sparse.eye_array(2), [1, 1])
+
+
+@pytest.mark.parametrize("fraction", [0, 1.0, 1.5, np.nan])
+def test_a_part_that_is_none_is_refused(fraction):
+    entries = triplets(["a"] * 5, range(5), np.ones(5), times=[1, 9, 9, 9, 9])
+    with pytest.raises(ValueError, match=f"fraction must be between 0 and 1, got {fraction}"):
+        held_out(entries, "by-time", fraction=fraction)
+    with pytest.raises(ValueError, match=r"^the latest 40 % of the 5 entries all have the same time"):
+        held_out(entries, "by-time", fraction=0.4)
+    with pytest.raises(ValueError, match="split must be 'by-time' or 'leave-one-out', got 'by time'"):
+        held_out(entries, "by time")
 
 
 def test_a_score_is_the_ndcg_of_what_was_not_taken():

@@ -170,7 +170,7 @@ def test_uncertainty_is_about_as_large_as_errors_are():
     assert 0.75 < np.sqrt(np.mean((missed / deviation) ** 2)) < 1.35
     _, stranger = found.predict([["nobody", 0]], return_std=True)
     assert stranger[0] > 1.5 * np.median(deviation)
-    with pytest.raises(ValueError, match="times must be 1 finite numbers"):
+    with pytest.raises(ValueError, match="entry 0: its time is missing"):
         found.predict([["nobody", 0]], times=[np.nan])
 
 

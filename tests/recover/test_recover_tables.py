@@ -165,13 +165,6 @@ def test_what_is_no_time_is_refused(times, message):
         triplets([1, 2], [1, 2], [1.0, 2.0], times=times)
 
 
-def test_a_missing_time_is_none(tmp_path):
-    dates = pd.Series([pd.Timestamp("2001-01-01"), pd.NaT])
-    assert np.isnan(triplets([1, 2], [1, 2], [1.0, 2.0], times=dates).times[1])
-    with pytest.raises(ValueError, match=r"times must be 2 finite numbers of seconds, .* pair 1 has none"):
-        Ratings(1).fit([["a", "x"], ["b", "y"]], [1.0, 2.0], times=dates)
-
-
 def test_times_in_parquet_may_be_finer_than_milliseconds(tmp_path):
     moments = pa.array([978307200123457, 978307201000000], pa.timestamp("us"))
     table = pa.table({"user": ["a", "b"], "item": ["x", "y"], "rating": [1.0, 2.0], "timestamp": moments})

@@ -1,10 +1,15 @@
-"""What ``rankfold recover`` prints."""
+"""What ``rankfold recover`` prints and says."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rankfold.cli.printing import count, print_table
+
+if TYPE_CHECKING:
+    from rankfold.recover import MappedEntries, Triplets
+    from rankfold.run.progress import Talk
 
 
 def print_recovered(report: dict[str, Any]) -> None:
@@ -94,3 +99,21 @@ def print_ranked(report: dict[str, Any]) -> None:
     if "advice" in report:
         print(report["advice"])
     print(f"wrote {report['directory']}")
+
+
+def say_read(entries: Triplets | MappedEntries, talk: Talk, *beside: tuple[Path | None, Triplets | None]) -> None:
+    """What was read, of the files ``beside`` too, whose columns may have been taken for others."""
+    m, n = entries.shape
+    talk.say(f"{count(len(entries))} entries of a {count(m)} × {count(n)} matrix, {len(entries) / (m * n):.2%} of it")
+    for remark in entries.remarks:
+        talk.say(remark)
+    for file, found in beside:
+        if file is not None and found is not None:
+            for remark in found.remarks:
+                talk.say(f"{file.name}: {remark}")
+
+
+def say_warning(report: dict[str, Any], talk: Talk) -> None:
+    """Of an error on test entries that says less than it seems to."""
+    if (told := report.get("test", {}).get("warning")) is not None:
+        talk.say(f"warning: {told}")

@@ -7,6 +7,8 @@ from typing import Any
 
 import typer
 
+from rankfold.cli.checks import check_idle
+
 
 def methods_of(methods: str | None, implicit: bool) -> list[str]:
     """The methods that are tried, by name."""
@@ -34,11 +36,28 @@ def check_kind(implicit: bool, **given: Any) -> None:
             raise typer.BadParameter(f"{option} {how} --implicit: {remedy}")
 
 
-def check_values(split: str | None, duplicates: str, jobs: int | None) -> None:
+def check_used(methods: list[str], **given: Any) -> None:
+    """What only ratings use is wrong usage without them."""
+    if "ratings" not in methods:
+        check_idle("without ratings among --methods", **given)
+
+
+def check_named(files: tuple[Path | None, ...], *, columns: str | None, header: bool) -> None:
+    """Which columns there are is not asked of arrays, and a header only of texts."""
+    from rankfold.recover.tables.reading import ARRAYS, PARQUET
+
+    kinds = {file.suffix.lower() for file in files if file is not None}
+    if kinds <= {*ARRAYS}:
+        check_idle("with arrays, which have no names of columns", columns=columns)
+    if kinds <= {*ARRAYS, *PARQUET}:
+        check_idle("with files that are no text", header=header)
+
+
+def check_values(split: str | None, duplicates: str | None, jobs: int | None) -> None:
     """Refuses unknown words, and numbers of processes below 1 other than -1."""
     if split not in (None, "by-time", "leave-one-out"):
         raise typer.BadParameter(f"--split must be by-time or leave-one-out, got {split!r}")
-    if duplicates not in ("refuse", "mean", "last", "sum"):
+    if duplicates not in (None, "refuse", "mean", "last", "sum"):
         raise typer.BadParameter(f"--duplicates must be refuse, mean, last or sum, got {duplicates!r}")
     if jobs is not None and jobs < 1 and jobs != -1:
         raise typer.BadParameter(f"--jobs must be a number of processes, or -1 for one on each core, got {jobs}")
@@ -78,11 +97,13 @@ def check_one_candidate(ranks: str | None, **given: int | None) -> None:
                 f"--{name} is for choosing among methods and ranks by cross-validation, and with --memory there is one "
                 f"method: leave --{name} out"
             )
-    if ranks is not None and len(listed("ranks", ranks, int)) > 1:
-        raise typer.BadParameter(
-            f"with --memory low-rank finds the rank itself, up to one largest rank: give --ranks "
-            f"{max(listed('ranks', ranks, int))} instead of --ranks {ranks}"
-        )
+    check_one_rank(ranks, "with --memory low-rank finds the rank itself")
+
+
+def check_one_rank(ranks: str | None, why: str) -> None:
+    """Several ranks are refused where the largest alone counts."""
+    if ranks is not None and len(tried := listed("ranks", ranks, int)) > 1:
+        raise typer.BadParameter(f"{why}, up to one largest rank: give --ranks {max(tried)} instead of --ranks {ranks}")
 
 
 def listed(option: str, text: str, kind: type) -> list[Any]:

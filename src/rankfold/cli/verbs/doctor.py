@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rankfold.cli.checks import check_idle
 from rankfold.cli.options import DeviceName, Json, Precision, PrecisionName, Threads
 from rankfold.cli.printing import print_json, print_table
 
@@ -48,6 +49,9 @@ def doctor(
     from rankfold.pipeline.advice.paying import Pays, paying, spots
     from rankfold.run.progress import Talk
 
+    if not latency:
+        timed = {"device": device != "cpu", "precision": precision is not PrecisionName.float32}
+        check_idle("without --latency", table=table, **timed)
     set_threads(threads)
     rows, kept = list[Pays](), None
     if latency:

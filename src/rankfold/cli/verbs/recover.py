@@ -10,18 +10,20 @@ import typer
 from rankfold.cli.checks import check_idle, checked_memory
 from rankfold.cli.options import Json, Seed, Threads
 from rankfold.cli.printing import count, print_json
-from rankfold.cli.recovered import print_ranked, print_recovered
+from rankfold.cli.recovered import print_ranked, print_recovered, say_read, say_warning
 from rankfold.cli.recovering import (
     check_in_files,
     check_kind,
+    check_named,
     check_one_candidate,
+    check_one_rank,
+    check_used,
     check_values,
     listed,
     methods_of,
 )
 
 if TYPE_CHECKING:
-    from rankfold.recover import MappedEntries, Triplets
     from rankfold.run.progress import Talk
 
 
@@ -89,8 +91,15 @@ def recover(
         ),
     ] = None,
     duplicates: Annotated[
-        str, typer.Option(metavar="D", help="What to do with an entry that is given twice: refuse, mean, last or sum.")
-    ] = "refuse",
+        str | None,
+        typer.Option(
+            metavar="D",
+            help=(
+                "What to do with an entry that is given twice: refuse (the default), mean, last, or sum (the default "
+                "with --implicit)."
+            ),
+        ),
+    ] = None,
     implicit: Annotated[
         bool,
         typer.Option(
@@ -121,8 +130,15 @@ def recover(
         ),
     ] = None,
     top: Annotated[
-        int, typer.Option(min=0, help="For every row, write this many of the best columns that it has no entry for.")
-    ] = 0,
+        int | None,
+        typer.Option(
+            min=0,
+            help=(
+                "For every row, write this many of the best columns that it has no entry for; none by default, with "
+                "--implicit 10."
+            ),
+        ),
+    ] = None,
     out: Annotated[
         Path, typer.Option("-o", "--out", metavar="DIR", help="Where factors, errors and predictions go.")
     ] = Path("recovered"),
@@ -166,32 +182,39 @@ def recover(
         rows=rows,
         items=items,
         predict=predict,
+        folds=folds,
         at_least=at_least,
         split=split,
     )
+    check_used(wanted, time=time and predict is None and duplicates != "last", rows=rows, items=items)
+    check_named((file, test, predict), columns=columns, header=header is not None)
     if memory is not None:
         check_in_files(implicit, (file, memory), methods, time=time, rows=rows, items=items)
         check_one_candidate(ranks, folds=folds, jobs=jobs)
     check_values(split, duplicates, jobs)
     tried = listed("ranks", ranks, int) if ranks is not None else None
-    check_ours(out, *["top.csv"] * (implicit or top > 0), *["predictions.csv"] * (predict is not None))
+    top = (10 if implicit else 0) if top is None else top
+    check_ours(out, *["top.csv"] * (top > 0), *["predictions.csv"] * (predict is not None))
     set_threads(threads)
     with Talk() as talk, claimed(out, what="recover"):
         arrays = read_arrays(file) if file.suffix.lower() in ARRAYS else {}
         if "y" in arrays:
             check_idle(
                 f"with measurements, which {file} holds", test=test, methods=methods, time=time, rows=rows, items=items,
-                predict=predict, folds=folds, columns=columns, header=header is not None,
-                duplicates=duplicates != "refuse", implicit=implicit, memory=memory, top=top, jobs=jobs,
+                predict=predict, folds=folds, duplicates=duplicates, implicit=implicit, memory=memory, top=top or None,
+                jobs=jobs,
             )  # fmt: skip
+            check_one_rank(ranks, "of measurements one rank is found")
             report = _sensed(file, arrays, max(tried) if tried else None, seed, out, talk)
         else:
+            if "X" in arrays:
+                check_idle("with a matrix, which has one value in each place", duplicates=duplicates)
             named = listed("columns", columns, str) if columns is not None else None
             if memory is not None:
                 bound = max(tried) if tried else None
                 given = (file, test, predict, named, header, duplicates)
                 report = _mapped(given, memory, bound, top, seed, out, talk)
-                _warn(report, talk)
+                say_warning(report, talk)
                 print_json(report) if as_json else print_recovered(report)
                 return
             if implicit:
@@ -207,7 +230,7 @@ def recover(
             table = table_of(file, **how)
             check_ours(out, *["completed.csv"] * (table is not None))
             sides, remarks = read_sides(rows, items, entries)
-            _about(entries, talk, (test, judge), (predict, asked))
+            say_read(entries, talk, (test, judge), (predict, asked))
             for remark in remarks:
                 talk.say(remark)
             report = complete(
@@ -225,7 +248,7 @@ def recover(
                 source=file.name,
                 progress=talk.progress,
             )
-            _warn(report, talk)
+            say_warning(report, talk)
     if as_json:
         print_json(report)
         return
@@ -233,7 +256,7 @@ def recover(
 
 
 def _mapped(
-    given: tuple[Path, Path | None, Path | None, list[str] | None, bool | None, str],
+    given: tuple[Path, Path | None, Path | None, list[str] | None, bool | None, str | None],
     memory: str,
     rank: int | None,
     top: int,
@@ -251,12 +274,12 @@ def _mapped(
         out / "entries",
         columns=columns,
         header=header,
-        duplicates=duplicates,  # type: ignore[arg-type] # checked above
+        duplicates=duplicates or "refuse",  # type: ignore[arg-type] # checked above
         progress=talk.progress,
     )
     judge = None if test is None else read_test(test, columns=columns, header=header, like=file)
     asked = None if predict is None else read_pairs(predict, columns=columns, header=header, like=file)
-    _about(entries, talk, (test, judge), (predict, asked))
+    say_read(entries, talk, (test, judge), (predict, asked))
     return complete_mapped(
         entries,
         out,
@@ -278,7 +301,7 @@ def _implicit(
     header: bool | None,
     at_least: float | None,
     split: str | None,
-    duplicates: str,
+    duplicates: str | None,
     top: int,
     seed: int,
     out: Path,
@@ -293,10 +316,10 @@ def _implicit(
         columns=columns,
         header=header,
         at_least=at_least,
-        duplicates="sum" if duplicates == "refuse" else duplicates,  # type: ignore[arg-type] # checked above
+        duplicates=duplicates or "sum",  # type: ignore[arg-type] # checked above
         time=True if split == "by-time" else None,
     )
-    _about(entries, talk)
+    say_read(entries, talk)
     how = split or ("leave-one-out" if entries.times is None else "by-time")
     try:
         return rank_unseen(
@@ -304,7 +327,7 @@ def _implicit(
             candidates(entries, tuple(methods)),
             out,
             split=how,  # type: ignore[arg-type] # one of two
-            top=top or 10,
+            top=top,
             seed=seed,
             jobs=jobs,
             source=file.name,
@@ -312,24 +335,6 @@ def _implicit(
         )
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-
-
-def _about(entries: Triplets | MappedEntries, talk: Talk, *beside: tuple[Path | None, Triplets | None]) -> None:
-    """What was read, of the files ``beside`` too, whose columns may have been taken for others."""
-    m, n = entries.shape
-    talk.say(f"{count(len(entries))} entries of a {count(m)} × {count(n)} matrix, {len(entries) / (m * n):.2%} of it")
-    for remark in entries.remarks:
-        talk.say(remark)
-    for file, found in beside:
-        if file is not None and found is not None:
-            for remark in found.remarks:
-                talk.say(f"{file.name}: {remark}")
-
-
-def _warn(report: dict[str, Any], talk: Talk) -> None:
-    """Of an error on test entries that says less than it seems to."""
-    if (told := report.get("test", {}).get("warning")) is not None:
-        talk.say(f"warning: {told}")
 
 
 def _sensed(file: Path, arrays: dict[str, Any], rank: int | None, seed: int, out: Path, talk: Talk) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rankfold.cli.checks import check_idle
 from rankfold.cli.options import Json, Threads
 
 _WHEN_NOT = "by default as the experiment has it"
@@ -88,6 +89,12 @@ def reproduce(
     Resumable: the same command goes on after an interruption. --list says what each NAME shows, and how far it was run.
     """
     if list_:
+        check_idle(
+            "with --list, which trains nothing", quick=quick, out=out, setting=setting != "stable", models=models,
+            depths=depths, decays=decays, seeds=seeds, tolerance=tolerance, epochs=epochs,
+            finetune_epochs=finetune_epochs, finetune_rate=finetune_rate, train_samples=train_samples,
+            precision=precision, weights=weights, trials=trials, data=data, jobs=jobs != 1,
+        )  # fmt: skip
         _index(as_json)
         return
     if name is None:

@@ -19,7 +19,7 @@ from rankfold.recover.implicit.ranking import judge
 from rankfold.recover.implicit.search import best_unseen, scored
 from rankfold.recover.mapped.entries import MappedEntries
 from rankfold.recover.tables.names import name_of
-from rankfold.recover.tables.triplets import Triplets, counted, triplets
+from rankfold.recover.tables.triplets import Triplets, counted, pairs_of, triplets
 
 FAINT = 1e-3  # entries of factors that are all smaller have shrunk to nothing
 
@@ -70,6 +70,7 @@ class ImplicitFeedback(BaseEstimator):
         Raises ``ValueError`` for negative counts, for none above 0, missing names, and settings that the shape does not
         allow.
         """
+        _check_alone(X, y, times)
         if isinstance(X, MappedEntries):
             self.model_ = trained_mapped(X, self._candidate(min(X.shape)), self.random_state)
             self.history_, self.row_names_, self.column_names_ = History(X), X.row_names, X.column_names
@@ -181,16 +182,25 @@ def _entries(x: Any, y: Any, times: Any) -> Triplets:
     return counted(_given(x, y, times))
 
 
+def _check_alone(x: Any, y: Any, times: Any) -> None:
+    """``ValueError`` for counts or times beside what has its own."""
+    if (y is None and times is None) or not (isinstance(x, Triplets | MappedEntries) or scipy.sparse.issparse(x)):
+        return
+    if scipy.sparse.issparse(x):
+        raise ValueError("a sparse matrix holds its own counts, and times go with pairs: leave y and times out")
+    what = "triplets hold their own counts and times" if isinstance(x, Triplets) else "entries in files hold counts"
+    raise ValueError(f"{what}: leave y and times out")
+
+
 def _given(x: Any, y: Any, times: Any) -> Triplets:
+    _check_alone(x, y, times)
     if isinstance(x, Triplets):
         return x
     if scipy.sparse.issparse(x):
         known = scipy.sparse.coo_array(x)
         m, n = known.shape
         return triplets(known.coords[0], known.coords[1], known.data, shape=(m, n), duplicates="sum")
-    pairs = np.asarray(x, dtype=object) if isinstance(x, list) else np.asarray(x)
-    if pairs.ndim != 2 or pairs.shape[1] != 2:
-        raise ValueError(f"give pairs of row and column names as an array (count, 2), got shape {pairs.shape}")
+    pairs = pairs_of(x)
     counts = np.ones(len(pairs)) if y is None else y
     return triplets(pairs[:, 0], pairs[:, 1], counts, duplicates="sum", times=times)
 

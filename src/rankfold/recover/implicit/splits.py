@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -17,24 +17,29 @@ def held_out(entries: Triplets, split: Split, *, fraction: float = 0.1, seed: in
     ``by-time``: the latest ``fraction`` of all entries, those of one moment together; what is learnt from is all
     earlier. ``leave-one-out``: of each row with at least two entries the latest, or without times a random one. An
     entry that was repeated is as late as the first time of it, as it is new but once; by time its later ones are not
-    learnt from either. Raises ``ValueError`` without times for ``by-time``, where nothing new came last, and where no
-    row that is held out is known from the rest.
+    learnt from either. Raises ``ValueError`` without times for ``by-time``, where nothing new came last, where no row
+    that is held out is known from the rest, and for a ``fraction`` that is none.
     """
+    if split not in get_args(Split):
+        raise ValueError(f"split must be 'by-time' or 'leave-one-out', got {split!r}")
+    if not 0 < fraction < 1:
+        raise ValueError(f"fraction must be between 0 and 1, got {fraction}")
     given = _given(entries)
     came = _came(entries, given)
     if split == "by-time":
         if came is None:
             raise ValueError("a split by time needs times: give a column of them, or the split leave-one-out")
+        latest = "tenth" if fraction == 0.1 else f"{100 * fraction:g} %"
         moment = np.quantile(came, 1 - fraction, method="lower")
         held = came > moment
         if not held.any() and (entries.times > moment).any():
             raise ValueError(
-                f"nothing new was taken in the last tenth: whatever comes after {moment:.0f} seconds since 1970, when "
-                "the last new entries came, had been taken before: use the split leave-one-out"
+                f"nothing new was taken in the last {latest}: whatever comes after {moment:.0f} seconds since 1970, "
+                "when the last new entries came, had been taken before: use the split leave-one-out"
             )
         if not held.any():
             raise ValueError(
-                f"the latest tenth of the {len(entries)} entries all have the same time ({moment:.0f} seconds since "
+                f"the latest {latest} of the {len(entries)} entries all have the same time ({moment:.0f} seconds since "
                 "1970), so that nothing comes after the rest: use the split leave-one-out"
             )
     else:

@@ -14,8 +14,8 @@ from rankfold.recover.model import FactorModel
 from rankfold.recover.ratings.factors import averaged
 from rankfold.recover.ratings.folding import with_rows
 from rankfold.recover.ratings.sampler import Known, sample
-from rankfold.recover.tables.times import as_seconds
-from rankfold.recover.tables.triplets import Duplicates, Triplets, triplets
+from rankfold.recover.tables.times import complete
+from rankfold.recover.tables.triplets import Duplicates, Triplets, pairs_of, triplets
 
 
 @dataclass(eq=False, repr=False)
@@ -118,8 +118,9 @@ class Ratings(RegressorMixin, BaseEstimator):
         if isinstance(X, Triplets):
             at, when = X.numbered(self.model_.row_names, self.model_.column_names), X.times
         else:
-            pairs = _pairs(X)
-            at, when = self.model_.indices(pairs[:, 0].tolist(), pairs[:, 1].tolist()), _seconds(times, len(pairs))
+            pairs = pairs_of(X)
+            at = self.model_.indices(pairs[:, 0], pairs[:, 1])
+            when = None if times is None else complete(times, len(pairs))
         told = self.model_.at(*at, when)
         return (told, self.model_.uncertainty(*at, when)) if return_std else told
 
@@ -152,22 +153,5 @@ def _given(x: Any, y: Any, times: Any, duplicates: Duplicates) -> Triplets:
         return x
     if y is None:
         raise ValueError("pairs need their ratings too: fit(pairs, ratings), or fit(triplets)")
-    pairs = _pairs(x)
-    return triplets(pairs[:, 0], pairs[:, 1], y, duplicates=duplicates, times=_seconds(times, len(pairs)))
-
-
-def _seconds(times: Any, count: int) -> np.ndarray | None:
-    if times is None:
-        return None
-    found = as_seconds(times, count)
-    if not np.isfinite(found).all():
-        at = int(np.flatnonzero(~np.isfinite(found))[0])
-        raise ValueError(f"times must be {count} finite numbers of seconds, one for each pair, and pair {at} has none")
-    return found
-
-
-def _pairs(x: Any) -> np.ndarray:
-    pairs = np.asarray(x, dtype=object) if isinstance(x, list) else np.asarray(x)
-    if pairs.ndim != 2 or pairs.shape[1] != 2:
-        raise ValueError(f"give pairs of row and column names as an array (count, 2), got shape {pairs.shape}")
-    return pairs
+    pairs = pairs_of(x)
+    return triplets(pairs[:, 0], pairs[:, 1], y, duplicates=duplicates, times=times)

@@ -12,7 +12,7 @@ import pyarrow.compute
 
 from rankfold.recover.tables.layout import UNKNOWN, instead_of_a_number, number_of
 from rankfold.recover.tables.names import name_of
-from rankfold.recover.tables.times import seconds
+from rankfold.recover.tables.times import of_numbers, seconds
 
 Fault = Callable[[int, str, str], ValueError]  # of a position, what is wrong there, and the remedy
 LEAVE_OUT = ": leave the row out"
@@ -62,11 +62,9 @@ def times(column: Any, name: str, fault: Fault) -> np.ndarray:
         raise ValueError(f"the column {name} holds values of type {kind}, which are no times{WRITE_TIMES}")
     if texts is not None:
         found = np.array([np.nan if (when := seconds(text)) is None else when for text in texts])
-        wrong = np.isnan(found)
     else:
-        found = np.asarray(column.cast(pa.float64()).to_numpy())
-        wrong = ~(np.abs(found) < 1e17)
-        found = np.where(np.abs(found) >= 1e11, found / 1000, found)
+        found = of_numbers(column.cast(pa.float64()).to_numpy())
+    wrong = np.isnan(found)
     if wrong.any():
         at = int(np.argmax(wrong))
         raise fault(at, f"{str(column[at].as_py())!r} is not a time", WRITE_TIMES)

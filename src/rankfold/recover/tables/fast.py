@@ -18,6 +18,7 @@ import pyarrow.csv
 from rankfold.recover.tables.columns import Columns
 from rankfold.recover.tables.found import Empty, Found
 from rankfold.recover.tables.layout import UNIT, UNKNOWN, Layout
+from rankfold.recover.tables.times import of_numbers
 
 _BLOCK = 1 << 22
 _NAMES = pa.dictionary(pa.int32(), pa.string())
@@ -74,10 +75,9 @@ def _entries(table: Any, columns: Columns, first: int) -> Found:
     there, lines = ~np.isnan(values), np.arange(first, first + table.num_rows)
     times = None
     if columns.time is not None:
-        times = table.column(f"f{columns.time}").to_numpy()
-        if not (np.abs(times) < 1e17).all():
+        times = of_numbers(table.column(f"f{columns.time}").to_numpy())
+        if np.isnan(times).any():
             raise Odd
-        times = np.where(np.abs(times) >= 1e11, times / 1000, times)
     if not there.all():
         rows, names, values, times = rows[there], names[there], values[there], None if times is None else times[there]
     return Found(rows, names, values, row_names, column_names, lines[there], times, Empty.of(lines[~there]))

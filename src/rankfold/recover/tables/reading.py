@@ -85,6 +85,7 @@ def read_wanted(path: Path, wanted: Wanted, duplicates: Duplicates) -> Triplets:
     check_file(path)
     try:
         if kind in ARRAYS:
+            _check_times(f"{path} holds no times", wanted)
             found = from_arrays(read_arrays(path), duplicates)
         elif kind in PARQUET:
             found = read_parquet(path, wanted, duplicates)
@@ -96,6 +97,16 @@ def read_wanted(path: Path, wanted: Wanted, duplicates: Duplicates) -> Triplets:
         told = str(error)
         raise ValueError(told if told.startswith(str(path)) else f"{path}: {told}") from None
     return found
+
+
+def _check_times(fault: str, wanted: Wanted) -> None:
+    """``ValueError`` where times are asked for, of a file that cannot hold any."""
+    if wanted.time:
+        option = "--split by-time" if wanted.implicit else "--time"
+        raise ValueError(
+            f"{fault}: leave {option} out (in Python time=True), or give text or Parquet with an entry a line and a "
+            "column of times"
+        )
 
 
 def read_plays(
@@ -199,6 +210,8 @@ def check_file(path: Path) -> None:
 def _text(path: Path, wanted: Wanted, duplicates: Duplicates) -> Triplets:
     try:
         form = layout_of(path, wanted)
+        if form.columns is None:
+            _check_times(f"{path}: a table with a row of the matrix in each line holds no times", wanted)
         remarks = _remarks(form)
         try:
             found = read_fast(path, form).triplets(duplicates, *remarks)

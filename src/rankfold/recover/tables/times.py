@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+_MILLISECONDS = 1e11  # from here on: as seconds they would be after the year 5000
+_BEYOND = 1e17  # no time: nanoseconds, such as NumPy makes of dates
+
 
 def seconds(text: Any) -> float | None:
     """Seconds since 1970 of a number (of seconds, or of milliseconds from 10^11 on) or an ISO date; None: neither."""
@@ -19,16 +22,31 @@ def seconds(text: Any) -> float | None:
         except (TypeError, ValueError):
             return None
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
-    if not abs(number) < 1e17:
+    if not abs(number) < _BEYOND:
         return None
-    return number / 1000 if abs(number) >= 1e11 else number
+    return number / 1000 if abs(number) >= _MILLISECONDS else number
+
+
+def of_numbers(numbers: Any) -> np.ndarray:
+    """The same of many numbers at once; NaN for one that is no time."""
+    found = np.asarray(numbers, dtype=np.float64)
+    found = np.where(np.abs(found) < _BEYOND, found, np.nan)
+    return np.where(np.abs(found) >= _MILLISECONDS, found / 1000, found)
 
 
 def as_seconds(times: Any, count: int) -> np.ndarray:
-    """(count,) seconds since 1970: of numbers, which are seconds, or of dates of NumPy, pandas, datetime, or ISO texts.
-    NaN where there is none. Raises ``ValueError`` for another number of them, and for what is no time."""
+    """(count,) seconds since 1970: of numbers (`of_numbers`), or of dates of NumPy, pandas, datetime, or ISO texts. NaN
+    where there is none. Raises ``ValueError`` for another number of them, and for what is no time."""
     found = np.asarray(times)
-    if found.dtype.kind in "OUS":
+    if isinstance(times, np.ma.MaskedArray):
+        found = found.astype(object)
+        found[np.ma.getmaskarray(times)] = None
+    if found.dtype.kind in "fiu":
+        numbers, found = found, of_numbers(found)
+        wrong = numbers[np.isnan(found) & ~np.isnan(numbers)]
+        if wrong.size:
+            raise _no_time(wrong.flat[0])
+    elif found.dtype.kind in "OUS":
         found = np.array([_moment(each) for each in found.ravel()]).reshape(found.shape)
     elif found.dtype.kind == "M":
         whole = found.astype("datetime64[us]").astype(np.int64) / 1e6
@@ -41,6 +59,17 @@ def as_seconds(times: Any, count: int) -> np.ndarray:
     return found.astype(np.float64)
 
 
+def complete(times: Any, count: int) -> np.ndarray:
+    """`as_seconds`, of which none may be missing: what is learnt from them would not be known of that entry."""
+    found = as_seconds(times, count)
+    if np.isnan(found).any():
+        raise ValueError(
+            f"entry {int(np.argmax(np.isnan(found)))}: its time is missing: give it, or leave out the entry, or the "
+            "times of all"
+        )
+    return found
+
+
 def when(times: Any, count: int) -> np.ndarray | None:
     """`as_seconds`, of which a single one counts for all; None for None."""
     if times is None:
@@ -50,7 +79,7 @@ def when(times: Any, count: int) -> np.ndarray | None:
 
 
 def _moment(value: Any) -> float:
-    if value is None or value is pd.NA or value is pd.NaT:
+    if pd.isna(value) is True:
         return float("nan")
     if isinstance(value, date):  # pandas' and datetime's moments are dates
         value = value.isoformat()
@@ -58,5 +87,9 @@ def _moment(value: Any) -> float:
         value = str(value)
     found = seconds(value.decode() if isinstance(value, bytes) else value)
     if found is None:
-        raise ValueError(f"{str(value)!r} is not a time: give seconds since 1970, or a date such as 2001-02-28")
+        raise _no_time(value)
     return found
+
+
+def _no_time(value: Any) -> ValueError:
+    return ValueError(f"{str(value)!r} is not a time: give seconds since 1970, or a date such as 2001-02-28")

@@ -14,7 +14,7 @@ from rankfold.recover.measurements.observed import check_real
 from rankfold.recover.measurements.operators import Operator, entries
 from rankfold.recover.tables.memory import affordable_names
 from rankfold.recover.tables.names import named
-from rankfold.recover.tables.times import as_seconds
+from rankfold.recover.tables.times import complete
 
 ROLES = ("row", "column")
 Duplicates = Literal["refuse", "mean", "last", "sum"]
@@ -97,8 +97,8 @@ def triplets(
     ``duplicates`` of one entry: ``refuse`` unless they agree (then it is kept once), take the ``mean``, the ``last``
     (with ``times`` the latest) or the ``sum``; the time is the latest. ``lines`` (count,) of the file they come from,
     for messages; ``times`` (count,): seconds since 1970, or dates. Raises ``ValueError`` that names row and column:
-    values that are missing (masked, NA, NaN) or not finite, indices out of range, duplicates that differ; and
-    for arrays of unequal length.
+    values that are missing (masked, NA, NaN) or not finite, indices out of range, duplicates that differ; a time
+    that is missing; and for arrays of unequal length.
     """
     one_of(duplicates)
     sizes = [np.shape(each) for each in (rows, columns, values)]
@@ -121,8 +121,17 @@ def triplets(
         affordable_names(shape, len(given))
         row_at, column_at = _within(rows, shape[0], "row"), _within(columns, shape[1], "column")
         row_names, column_names = (tuple(str(i) for i in range(size)) for size in shape)
-    when = None if times is None else as_seconds(times, len(given))
+    when = None if times is None else complete(times, len(given))
     return gathered(Triplets(row_at, column_at, given, row_names, column_names, times=when), duplicates, lines)
+
+
+def pairs_of(x: Any) -> np.ndarray:
+    """Names of row and column (count, 2). Raises ``ValueError`` for another shape."""
+    # NumPy would make texts of a list with texts among numbers
+    pairs = np.asarray(x, dtype=object) if isinstance(x, list | tuple) else np.asarray(x)
+    if pairs.ndim != 2 or pairs.shape[1] != 2:
+        raise ValueError(f"give pairs of row and column names as an array (count, 2), got shape {pairs.shape}")
+    return pairs
 
 
 def gathered(found: Triplets, duplicates: Duplicates, lines: np.ndarray | None = None) -> Triplets:
@@ -201,7 +210,7 @@ def once(
     if found.times is None or duplicates == "refuse":  # a refusal names lines as they come
         order = np.argsort(cells, kind="stable")
     else:  # the last is the last in time, and of one moment the last line
-        order = np.lexsort((np.nan_to_num(found.times, nan=-np.inf), cells))
+        order = np.lexsort((found.times, cells))
     rows, columns, values = found.rows[order], found.columns[order], found.values[order]
     first = np.r_[True, (np.diff(rows) != 0) | (np.diff(columns) != 0)]
     repeated = int(len(first) - first.sum())
@@ -227,7 +236,7 @@ def once(
     kept = {"last": values[ends - 1], "sum": sums}.get(duplicates, sums / (ends - starts))
     if duplicates == "refuse":
         kept = values[starts]
-    times = None if found.times is None else np.fmax.reduceat(found.times[order], starts)  # the latest
+    times = None if found.times is None else np.maximum.reduceat(found.times[order], starts)  # the latest
     before = None if times is None else Before(found, duplicates)
     kept_once = replace(found, rows=rows[starts], columns=columns[starts], values=kept, times=times, before=before)
     return kept_once, Repeated(repeated, place(int(np.flatnonzero(~first)[0])))

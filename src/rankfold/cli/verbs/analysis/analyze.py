@@ -64,9 +64,11 @@ def analyze(
     from rankfold.cli.loading import Cut, open_model
     from rankfold.pipeline import analyse, calibration_part, samples_of
     from rankfold.run.progress import Talk
+    from rankfold.zoo.pretrained import is_pretrained_name
 
     if data is None:
-        check_idle("without --data", samples=samples != 2048, seed=seed)
+        fetched = download and not is_pretrained_name(model)
+        check_idle("without --data", samples=samples != 2048, seed=seed, download=fetched)
     if no_plots:
         check_idle("with --no-plots, which writes no files", out=out)
     folder = out or Path("spectra")

@@ -80,7 +80,7 @@ def evaluate(
     """
     from rankfold.cli.choices import computing, objective_of, set_threads
     from rankfold.cli.loading import Cut
-    from rankfold.cli.saved import noted_objective, original_of
+    from rankfold.cli.saved import is_saved, noted_objective, original_of
     from rankfold.cli.trained import open_either
     from rankfold.costs import shown
     from rankfold.export import target_latencies
@@ -92,6 +92,8 @@ def evaluate(
 
     if target is TargetName.eager:
         check_idle("without --target compile or onnxruntime", batch=batch != 1)
+    if not is_saved(model):
+        check_idle("without a DIR that was made from it", model=factory)
     set_threads(threads)
     with Talk() as talk, computing(device, precision) as place:
         loaded = open_either(model, weights, factory, data, download, talk, Cut(length, windows))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rankfold.cli.checks import check_idle
 from rankfold.cli.options import (
     DataName,
     DeviceName,
@@ -67,12 +68,14 @@ def robustness(
     Every iterate of every attack counts; no adversarial training took place. Original and compressed networks alike.
     """
     from rankfold.cli.choices import computing, objective_of, set_threads
-    from rankfold.cli.saved import noted_objective
+    from rankfold.cli.saved import is_saved, noted_objective
     from rankfold.cli.trained import open_either
     from rankfold.pipeline.robustness.drawing import check_study, write_robustness
     from rankfold.pipeline.robustness.study import robustness as measured
     from rankfold.run.progress import Talk
 
+    if not any(map(is_saved, (model, *(beside or ())))):
+        check_idle("without a DIR that was made from it", model=factory)
     check_study(out)
     cube, sphere = _radii("--linf", linf), _radii("--l2", l2)
     set_threads(threads)

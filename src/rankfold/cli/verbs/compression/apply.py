@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rankfold.cli.checks import check_idle
 from rankfold.cli.options import (
     DataName,
     DeviceName,
@@ -51,7 +52,11 @@ def apply(
     from rankfold.pipeline import Carrying, carry_out_
     from rankfold.run.disk.files import check_room
     from rankfold.run.progress import Talk
+    from rankfold.zoo.pretrained import is_pretrained_name
 
+    if data is None:
+        fetched = download and not is_pretrained_name(model)
+        check_idle("without --data", objective=objective, no_slices=no_slices, seed=seed, download=fetched)
     set_threads(threads)
     with Talk() as talk, computing(device, precision) as place:
         loaded = open_model(

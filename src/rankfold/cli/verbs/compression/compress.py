@@ -158,6 +158,9 @@ def compress(
     set_threads(threads)
     if streamed:
         streamable(weights, device)
+        check_idle(
+            "with --memory, where a folder gets neither a curve nor slices", no_curve=no_curve, no_slices=no_slices
+        )
         with Talk() as talk, computing(device, precision):
             settings = replace(settings, where=Names(tuple(only), tuple(exclude)), forms=forms or None)
             found = streaming(model, data, budgets, out, settings, download, talk, Cut(length, windows), restart)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rankfold.cli.checks import check_is_file
+from rankfold.cli.checks import check_idle, check_is_file
 from rankfold.cli.options import DataName, Download, Json, Threads
 
 
@@ -60,6 +60,8 @@ def export(
     from rankfold.run.progress import Talk
     from rankfold.store.card import dense_card
 
+    if data is None:
+        check_idle("without --data", download=download)
     if to is not Target.dense:
         check_is_file(out, "model.onnx" if to is Target.onnx else "model.pt2")
     set_threads(threads)

@@ -88,12 +88,13 @@ def plan(
     from rankfold.run.disk.foreign import check_replaceable
     from rankfold.run.processes.team import first_process
     from rankfold.run.progress import Talk
+    from rankfold.zoo import model_names
 
     check_is_file(out, "plan.json")
     check_replaceable(out.parent, [out.name], lambda held: "entries" in held, out.name)
     if not method_named(method).needs_data:
         check_idle(f"with --method {method}, which takes no second moments", memory=memory)
-        if data is None and ":" in model:  # built-in networks know their data
+        if data is None and model not in model_names():  # built-in networks know their data
             check_idle("without --data", samples=samples != 2048, seed=seed)
     budgets = budgets_of(budget, rank_multiple, of.value)
     set_threads(threads)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rankfold.cli.checks import check_idle
 from rankfold.cli.options import (
     Budgets,
     DataName,
@@ -73,6 +74,8 @@ def slice_(
 
     if measure and data is None:
         raise typer.BadParameter("needs --data NAME", param_hint="--measure")
+    if data is None:
+        check_idle("without --data", objective=objective, download=download)
     if out is not None and out.resolve() == directory.resolve():
         raise typer.BadParameter(
             f"{out} holds the larger network, which would be lost: give another directory", param_hint="--out"

@@ -139,7 +139,8 @@ def extract(
     if all(adapters):
         check_idle(
             "where one adapter is made of adapters", model=model, data=data, length=length, windows=windows,
-            objective=objective, samples=samples != 512, tune=tune, only=only, exclude=exclude, whole=whole,
+            objective=objective, samples=samples != 512, tune=tune, only=only, exclude=exclude, whole=whole, seed=seed,
+            download=download, device=device != "cpu",
         )  # fmt: skip
     else:
         check_idle("where an adapter is made of two checkpoints", weight=weight)
@@ -191,7 +192,7 @@ def _of_checkpoints(
             raise typer.BadParameter("needs --data NAME", param_hint="--tune")
         check_idle(
             "without --data NAME", length=how.cut[0], windows=how.cut[1], objective=how.objective,
-            samples=how.samples != 512,
+            samples=how.samples != 512, seed=how.seed, device=device != "cpu", download=download and network is None,
         )  # fmt: skip
         return run(base, tuned, budget, model=network, where=where, whole=how.whole, progress=talk.progress)
     spec, file = (tuned, None) if is_folder(tuned) else (how.spec, Path(tuned))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rankfold.cli.checks import check_idle
 from rankfold.cli.failure import FAILED, stopped
 from rankfold.cli.options import Download, Json, ObjectiveName, Restart, Threads
 from rankfold.cli.printing import print_json, print_table
@@ -54,6 +55,8 @@ def sweep(
 
     if world_size() > 1:
         raise ValueError("sweep starts its own processes: run it without torchrun")
+    if scheduler is not None:
+        check_idle("with --scheduler, whose workers say how many there are", jobs=jobs)
     values = overridden(read(grid), settings or ())
     given = {"out": out and str(out), "jobs": jobs, "download": download or None, "threads": threads}
     given |= trained_with(objective, device, precision)
