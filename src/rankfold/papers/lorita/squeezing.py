@@ -18,7 +18,7 @@ from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.budget import Flops, Params
 from rankfold.compress.ranks.rules import Iterative, Optimal, RankRule
 from rankfold.compress.repair.finetune import finetune, finetune_recipe
-from rankfold.papers.lorita.truncation import by_kind, curve, decomposed, needed, ranks_at, truncated
+from rankfold.papers.lorita.truncation import by_kind, curve, decomposed, smallest, truncated
 from rankfold.papers.runs import without_checkpoints
 from rankfold.pipeline import Tell, calibration_part, compressed_copy, first_example
 from rankfold.report.quantities import percent
@@ -148,8 +148,9 @@ def globally_truncated(network: nn.Module, data: Data) -> nn.Module:
     """
     known = decomposed(copy.deepcopy(network))
     points = curve(known, data.validation, ("global",), TENTHS, by_kind, ("matrices",))
-    fraction = needed(points, "global", UNNOTICED)
-    with truncated(known, ranks_at(known, "global", fraction, by_kind)) as model:
+    point = smallest(points, "global", UNNOTICED)
+    assert point is not None  # all of the singular values lose nothing
+    with truncated(known, point.ranks) as model:
         return copy.deepcopy(model)
 
 
