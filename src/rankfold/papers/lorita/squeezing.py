@@ -29,7 +29,6 @@ from rankfold.sites import fingerprint
 from rankfold.train import Recipe, evaluate
 from rankfold.zoo import Data
 
-FORMAT = 1
 TENTHS = tuple(tenth / 10 for tenth in range(1, 11))
 UNNOTICED = 0.001  # of validation accuracy: as far as global truncation goes before the iterative one
 RATE = 1e-2  # section 5.2; how long was fine-tuned is not said
@@ -163,7 +162,7 @@ def budgets_of(rows: Sequence[Any]) -> tuple[Budget, ...]:
 def place_of(network: nn.Module, data: Data, way: Way, budget: Budget, epochs: int, directory: Path) -> Path:
     """Where ``squeeze`` keeps this point: ``plan.json``, ``point.json`` and the run of the fine-tuning."""
     asked = {
-        "format": FORMAT,
+        "format": 2 if way.global_first else 1,  # 2: global truncation at the ranks that were measured
         "network": fingerprint(network),
         "data": [data.name, len(data.train), len(data.validation), len(data.test)],
         "way": asdict(way),
