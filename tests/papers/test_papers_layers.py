@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pandas as pd
 import pytest
 
@@ -42,8 +40,6 @@ def test_images_are_counted_where_they_are_used(tmp_path):
     asked = Request(quick=True, train_samples=200, epochs=1, seeds=(0, 1))
     about = reproduce("recovery-layers", tmp_path, asked).about
     assert about["train_images"] == about["calibration_images"] == 200
-    tuned = [json.loads(file.read_text())["train_samples"] for file in tmp_path.glob("points/*/finetune/run.json")]
-    assert set(tuned) <= {200}
 
 
 def test_options_it_does_not_have_are_refused(tmp_path):
