@@ -24,7 +24,7 @@ import scipy.sparse
 import torch
 from matplotlib.figure import Figure
 
-from rankfold.papers.writing import COLOURS, MARKS, panels, svg
+from rankfold.papers.writing import look, panels, svg
 from rankfold.recover import AlternatingMinimization, CompressedDeepLinear, LowRank, NuclearNorm, ScaledGradientDescent
 from rankfold.run.disk.files import write_atomically
 
@@ -242,7 +242,7 @@ def _drawn(series: dict[str, list[Size]]) -> Figure:
     with panels(1, 2, size=(3.6, 2.8)) as (figure, axes):
         for number, (name, found) in enumerate(series.items()):
             x = [one.entries for one in found]
-            style: Any = {"color": COLOURS[number], "marker": MARKS[number], "label": name}
+            style: Any = look(number) | {"label": name}
             axes[0, 0].loglog(x, [one.processor for one in found], **style)
             axes[0, 1].loglog(x, [max(one.more, 1.0) for one in found], **style)
         first = series["four a degree of freedom"]

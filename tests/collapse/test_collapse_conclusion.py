@@ -224,6 +224,17 @@ def test_what_is_no_chain_is_said_in_the_text_and_on_the_page(capsys: pytest.Cap
     assert "no cut" not in plain.conclusion()
 
 
+def test_of_one_layer_no_decay_is_said_to_end_a_direction() -> None:
+    torch.manual_seed(0)
+    found = collapse_report(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), four_classes(), decay=5e-3)
+    assert found.transitions is not None
+    assert found.transitions.decays.tolist() == [math.inf] * 3
+    text = found.conclusion()
+    assert "One linear layer on these data would have rank at most 3, and keep it at any weight decay" in text
+    assert "inf" not in text
+    assert "Predicted rank" not in render_collapse(collapse_data(found, "one", "digits"))
+
+
 def test_tied_weights_count_once_and_are_said() -> None:
     found = report(Tied)
     assert [layer.site.name for layer in found.layers] == ["a", "b", "c", "head"]

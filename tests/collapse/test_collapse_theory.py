@@ -151,6 +151,15 @@ def test_transitions_of_an_autoencoder_are_its_variances() -> None:
         transitions(x, x, 4, loss="hinge")
 
 
+def test_one_layer_keeps_every_direction_at_any_decay() -> None:
+    x = draw(200, 5)
+    found = transitions(x, x @ draw(5, 3, seed=1), 1)
+    assert found.decays.tolist() == [math.inf] * 3
+    assert [found.rank_at(decay) for decay in (0.01, 1e6)] == [3, 3]
+    assert (found.decay_for(2), found.decay_for(3)) == (math.inf, 0.0)
+    assert len(transitions(x, x @ draw(5, 3, seed=1), 2).decays) == 3
+
+
 def test_the_threshold_is_what_factors_under_decay_reach_and_ridge_is_not() -> None:
     x, decay = draw(60, 3) * torch.tensor([2.0, 1.0, 0.5]), 0.05
     generator = torch.Generator().manual_seed(1)

@@ -22,9 +22,19 @@ from torch import nn
 
 from rankfold.compress.ranks.options import BudgetError
 from rankfold.papers import EXPERIMENTS, quick, reproduce, runs
-from rankfold.papers.lorita import truncation
+from rankfold.papers.lorita import squeezing, truncation
 from rankfold.papers.lorita.squeezing import ISVT, OURS, Budget, budgets_of, globally_truncated, place_of
-from rankfold.papers.lorita.truncation import Point, curve, decomposed, drop_at, needed, ranks_at, retained, truncated
+from rankfold.papers.lorita.truncation import (
+    Point,
+    by_kind,
+    curve,
+    decomposed,
+    drop_at,
+    needed,
+    ranks_at,
+    retained,
+    truncated,
+)
 from rankfold.papers.published import TABLE_2, TABLE_3, TABLE_4, TABLE_5, Row, Table
 from rankfold.papers.request import Request
 from rankfold.papers.runs import Case, Trained, train_all
@@ -309,6 +319,20 @@ def test_global_truncation_goes_as_far_as_validation_does_not_notice() -> None:
     start = globally_truncated(model, SimpleNamespace(validation=data))
     assert int(torch.linalg.matrix_rank(start[0].weight)) == 8
     assert torch.allclose(start[0].weight, model[0].weight, atol=1e-5)
+
+
+def test_global_truncation_takes_the_ranks_that_were_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = quick.cnn().eval()
+    known = decomposed(copy.deepcopy(model))
+    choices = [ranks_at(known, "global", fraction, by_kind) for fraction in (0.9, 0.8, 0.7, 0.6)]
+    others = [ranks_at(known, "global", retained(known, ranks)[0], by_kind) for ranks in choices]
+    assert choices != others  # a mean over both kinds, asked of each: not the same ranks
+    for ranks in choices:
+        point = Point("global", *retained(known, ranks), ranks, 0.9, 0.0)
+        monkeypatch.setattr(squeezing, "curve", lambda *_, point=point: [point])
+        start = decomposed(globally_truncated(model, SimpleNamespace(validation=None)))
+        found = {name: int((each.svd[1] > 1e-5).sum()) for name, each in start.matrices.items()}
+        assert found == ranks
 
 
 # --- words and files

@@ -13,8 +13,11 @@ from commands import failed, rankfold
 
 from rankfold.papers import EXPERIMENTS
 from rankfold.papers.collapse.bounds import chain_remark, tightness
+from rankfold.papers.collapse.descent import chain_network, minimise
 from rankfold.papers.collapse.figure_3 import falls
+from rankfold.papers.collapse.mnist import shape_of
 from rankfold.papers.recorded import fit_recorded
+from rankfold.papers.request import Request
 from rankfold.papers.writing import panels, svg
 from rankfold.record import SpectrumRecorder
 from rankfold.run.cells import Kept
@@ -79,6 +82,27 @@ def test_logarithmic_axes_have_plain_numbers() -> None:
     assert {"1", "2", "3"} <= set(told[0])
     assert {"10", "10000"} <= set(told[1])
     assert not any("$" in text for texts in told for text in texts)
+
+
+def test_no_more_iterations_are_made_than_asked() -> None:
+    inputs = torch.randn(60, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    targets = inputs[:, :2].sin()
+    for iterations, every, told in ((7, 500, [0, 7]), (12, 5, [0, 5, 10, 12]), (1, 5, [0, 1])):
+        model, seen = chain_network((6, 5, 5, 2), "tanh", bias=True, seed=0), []
+        norm, done = minimise(
+            model, inputs, targets, 1e-3, iterations=iterations, every=every, gradient=1e-9,
+            record=lambda at, _, seen=seen: seen.append(at),
+        )  # fmt: skip
+        assert (done, seen) == (iterations, told)
+        assert norm > 1e-9
+
+
+def test_sizes_are_those_of_the_data_and_not_of_the_wish() -> None:
+    asked = Request(quick=True, train_samples=5000)
+    small = {"data": "digits", "epochs": 1, "images": 2000}
+    there = len(load_data("digits").train)
+    assert shape_of(asked, small, {})["images"] == shape_of(Request(quick=True), small, {})["images"] == there < 2000
+    assert shape_of(Request(quick=True, train_samples=300), small, {})["images"] == 300
 
 
 def test_steps_that_fall_are_counted_in_order() -> None:

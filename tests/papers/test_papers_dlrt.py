@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +18,7 @@ from rankfold.papers.dlrt.grounds import GROUNDS, SHAKESPEARE, characters
 from rankfold.papers.dlrt.tasks import tokens
 from rankfold.papers.dlrt.trial import CHOICES, Case, measure
 from rankfold.papers.request import Request
+from rankfold.zoo import load_data
 
 
 def cell(variant: str, strength: float, clean: float, under: float) -> dict:
@@ -50,7 +53,8 @@ def test_what_came_back_is_a_share_of_what_low_rank_costs():
     runs = pd.DataFrame([row("dense", 60), row("low rank", 40), row("condition", 50), row("spread", 62)])
     table = condlr.summary(runs)
     assert table["came back %"].tolist() == [100, 0, 50, pytest.approx(110)]
-    said = " ".join(condlr.remarks(table))
+    said = " ".join(condlr.remarks(table, 1797))
+    assert "1,797 test images" in said
     assert "costs 20.0 points" in said
     assert "does not reach the dense" in said
     assert "it reaches the dense" in said
@@ -62,10 +66,28 @@ def test_condlr_in_small_is_trained_attacked_and_read_back(tmp_path):
     assert list(outcome.table.network) == ["dense", "low rank", "condition", "spread"]
     assert outcome.table.params.nunique() == 2  # of one size, but for the dense one
     assert len(outcome.tables["runs"]) == 8
-    assert outcome.tables["runs"].chosen.sum() == 4
+    lines = outcome.tables["runs"]
+    assert lines.chosen.sum() == 4
+    for split, known in (("validation ", True), ("", lines.chosen)):  # test images are attacked of those alone
+        assert (lines[[f"{split}{key} %" for key in ("clean", *condlr.ATTACKS)]].notna().all(axis=1) == known).all()
+    assert lines.loc[~lines.chosen, "clean %"].isna().all()
+    images = len(load_data("digits").test)
+    assert (lines.loc[lines.chosen, "clean %"] * images / 100 % 1).round(6).isin((0, 1)).all()
+    assert f", {images:,} test images;" in " ".join(outcome.remarks)
     again = reproduce("condlr-mnist", tmp_path, asked)
     pd.testing.assert_frame_equal(again.table, outcome.table)
     assert (tmp_path / "robustness.svg").exists()
+    # cells of before attacked test images at once, of all images without attack
+    for file in tmp_path.glob("runs/*/result.json"):
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if "test" in values:
+            shutil.rmtree(file.parent)
+        else:
+            attacked = dict.fromkeys(("clean", *condlr.ATTACKS), 0.25)
+            file.write_text(json.dumps(values | {"clean": 0.75, "test": attacked}), encoding="utf-8")
+    before = reproduce("condlr-mnist", tmp_path, asked)
+    assert (before.table[["clean %", "linf 0.06 %"]] == 25).all(axis=None)
+    assert len(list(tmp_path.glob("runs/*/result.json"))) == 8  # nothing was attacked again
 
 
 def test_the_partial_derivative_is_the_hypergradient_and_the_printed_formula_its_opposite(tmp_path):
@@ -222,7 +244,8 @@ def test_adaptations_in_small_and_what_is_paired(tmp_path):
     assert (trials.params <= 404).all()  # rank 2 in each layer of 64-32-32-10
     by_seed = trials.pivot(index="seed", columns="method", values="test")
     assert table.loc["debora", "to adalora"] == pytest.approx((by_seed.debora - by_seed.adalora).mean())
-    assert table.loc["adalora", "to adalora"] == 0
+    assert table.loc["debora", "± to adalora"] == pytest.approx((by_seed.debora - by_seed.adalora).std())
+    assert table.loc["adalora", ["to adalora", "± to adalora"]].tolist() == [0, 0]
     assert (tmp_path / "adaptation.svg").exists()
     with pytest.raises(ValueError, match="no task 'glue'"):
         reproduce("adaptation-table", tmp_path, Request(models=("glue",)))

@@ -11,6 +11,7 @@ import pytest
 from commands import rankfold
 
 from rankfold.papers import EXPERIMENTS, INDEX
+from rankfold.papers.collapse.figure_4 import DECAYS, HIDDEN
 from rankfold.papers.index import DOCUMENTS, STATES, Shown, commands, listing, markdown, written
 
 PAGE = Path(__file__).parents[2] / "docs" / "reproductions.md"
@@ -53,6 +54,11 @@ def test_the_page_holds_the_index_and_every_command() -> None:
     assert written(text, {"index": markdown(changed)}) != text
     with pytest.raises(ValueError, match="no place"):
         written(text, {"nowhere": ""})
+
+
+def test_what_was_not_run_is_counted_as_the_command_has_it() -> None:
+    (told,) = (row["told"] for row in INDEX if row["experiment"] == "nrc-figure-5-full")
+    assert told == f"width 1568 was not run: {len(HIDDEN) * len(DECAYS)} trainings"
 
 
 def test_the_command_lists_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,12 +42,24 @@ def test_what_stands_for_the_papers_data_is_said(tmp_path):
     assert outcome.about["request"]["quick"]
 
 
+def test_small_ratings_are_told_with_their_own_rank(tmp_path):
+    assert "planted ratings at rank 2 " in reproduce("cdln-movielens", tmp_path, Request(quick=True)).title
+
+
+def test_quick_is_on_its_own_data():
+    with pytest.raises(ValueError, match="quick is on the bundled digits: leave quick or data 'cifar100' out"):
+        Request(quick=True, data="cifar100")
+
+
 @pytest.mark.parametrize(
     ("name", "request_", "told"),
     [
         ("collapse-warmup", Request(quick=True, decays=(1e-3, 1e-4)), "one weight decay"),
         ("lorita-beyond", Request(quick=True, weights=Path("w.safetensors"), epochs=3), "no option epochs"),
         ("recovery-layers", Request(quick=True, precision="auto"), "no option precision: its options are"),
+        ("recovery-layers", Request(quick=True, depths=(1, 2)), "no option depths: its options are"),
+        ("recovery-layers", Request(quick=True, setting="relaxed"), "no option setting: its options are"),
+        ("adaptation-table", Request(quick=True, trials=10), "4 settings of each method: trials are at most so many"),
         ("nrc-figure-5-full", Request(quick=True, models=("resnet20",)), "nrc-figure-5-full has no option models"),
         ("cdln-movielens", Request(quick=True, seeds=(0, 5)), "5 splits: seeds from 0 to 4, got 5"),
         ("lorita-table-2", Request(data="cifar100"), "lorita-table-2 has no option data"),

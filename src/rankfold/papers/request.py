@@ -71,6 +71,8 @@ class Request:
             raise ValueError(f"finetune_epochs must be at least 0, got {self.finetune_epochs}")
         if self.finetune_rate is not None and not 0 < self.finetune_rate < float("inf"):
             raise ValueError(f"finetune_rate must be positive, got {self.finetune_rate}")
+        if self.quick and self.data is not None:
+            raise ValueError(f"quick is on the bundled digits: leave quick or data {self.data!r} out")
         if self.jobs == 0:
             raise ValueError("jobs must be a number of processes, or -1 for one on each core")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +17,7 @@ from rankfold.induce import fold_, overparametrize_
 from rankfold.pipeline import Tell
 from rankfold.report.quantities import percent
 from rankfold.run.cells import Kept, named, run_cells
-from rankfold.run.disk.container import packed
+from rankfold.run.disk.container import packed, read_object
 from rankfold.run.disk.files import write_atomically
 from rankfold.run.progress import Progress
 from rankfold.train import Recipe, evaluate, fit
@@ -54,19 +57,23 @@ class Trained:
     """A finished training. Accuracies are those of the weights of ``best_epoch``, chosen on validation.
 
     ``collapse`` says in a sentence that, and when, training fell to chance or to zero weights; ``stopped`` why it
-    ended early. None: it did not.
+    ended early. None: it did not. ``test`` is NaN until ``tested`` has looked.
     """
 
     case: Case
     validation: float
     validation_count: int
-    test: float
     best_epoch: int
     epochs: int
     seconds: float
     stopped: str | None
     collapse: str | None
     weights: Path
+    test: float = math.nan
+
+    def part(self, data: Data) -> Data:
+        """``data`` with the training samples that this training saw."""
+        return restricted(data, self.case.train_samples, self.case.recipe.seed)
 
     def network(self) -> nn.Module:
         """The ordinary network (factors multiplied out), in eval mode. ``ZooError`` if its file is damaged."""
@@ -90,6 +97,17 @@ def short(model: str) -> str:
 def device() -> torch.device:
     """Where networks are trained and evaluated: the GPU where torch finds one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """What is inside computes with one thread, and alike wherever it runs; the caller has its own again after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def build(case: Case) -> nn.Module:
@@ -131,14 +149,21 @@ def computed(
     tell: Tell,
     words: Callable[[dict[str, Any]], str] = lambda values: "",
 ) -> list[dict[str, Any]]:
-    """``work`` done for every case, or read back from ``directory/runs``: see ``rankfold.run.cells``.
+    """``work`` done for every case, or read back from ``directory/runs``: see ``rankfold.run.cells``."""
+    return run_cells(cases, kept(work, kind, directory, words), jobs, progress=tell.progress, say=tell.say)
+
+
+def kept(
+    work: Callable[[Any, Path, Progress], dict[str, Any]],
+    kind: str,
+    directory: Path,
+    words: Callable[[dict[str, Any]], str] = lambda values: "",
+) -> Kept:
+    """Where ``computed`` keeps what.
 
     ``kind`` tells apart what is computed of equal cases: ``work`` as the first release had it, so that its cells count.
     """
-    asked = {"format": 2, "kind": f"rankfold.papers.{kind}"}
-    return run_cells(
-        cases, Kept(work, directory / "runs", asked, words=words), jobs, progress=tell.progress, say=tell.say
-    )
+    return Kept(work, directory / "runs", {"format": 2, "kind": f"rankfold.papers.{kind}"}, words=words)
 
 
 def time_remark(found: Sequence[dict[str, Any]]) -> str:
@@ -169,7 +194,6 @@ def _train(case: Case, place: Path, progress: Progress) -> dict[str, Any]:
     values = {
         "validation": evaluate(network, data.validation, role="validation").accuracy,
         "validation_count": len(data.validation),
-        "test": evaluate(network, data.test, role="test").accuracy,
         "best_epoch": history.best_epoch,
         "epochs": len(history.epochs),
         "seconds": history.seconds,
@@ -178,6 +202,17 @@ def _train(case: Case, place: Path, progress: Progress) -> dict[str, Any]:
     }
     write_atomically(place / "weights.safetensors", packed(network.state_dict()))
     return values
+
+
+def tested(run: Trained, data: Data) -> Trained:
+    """``run`` with its accuracy on test, which is looked at here, once, and kept with the training."""
+    if not math.isnan(run.test):
+        return run
+    found = evaluate(run.network().to(device()), data.test, role="test").accuracy
+    file = run.weights.with_name("run.json")
+    values = read_object(file, "a finished cell", "delete it to compute it again") | {"test": found}
+    write_atomically(file, (json.dumps(values, indent=1) + "\n").encode())
+    return replace(run, test=found)
 
 
 class _Trainings(Kept):

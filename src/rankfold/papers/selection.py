@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from math import sqrt
 from pathlib import Path
 
 import pandas as pd
 
 from rankfold.papers.request import Request
-from rankfold.papers.runs import Case, Trained, short, train_all
+from rankfold.papers.runs import Case, Trained, short, tested, train_all
 from rankfold.pipeline import Tell
 from rankfold.train import Recipe
 from rankfold.zoo import Data
@@ -38,11 +38,18 @@ def tuned(
         tell.say(f"{short(model)}, N={depth}: validation chooses weight decay {decay:g}")
     further = [case(key, chosen[key], seed) for key in keys for seed in seeds[1:]]
     trained |= dict(zip(further, train_all(further, directory, asked.jobs, tell), strict=True))
-    runs = {key: [trained[case(key, chosen[key], seed)] for seed in seeds] for key in keys}
+    reported = {key: [case(key, chosen[key], seed) for seed in seeds] for key in keys}
+    trained |= {each: tested(trained[each], data) for group in reported.values() for each in group}
+    runs = {key: [trained[each] for each in group] for key, group in reported.items()}
     rows = [
         row(run, run.case.recipe.weight_decay == chosen[run.case.model, run.case.depth]) for run in trained.values()
     ]
     return runs, pd.DataFrame(rows)
+
+
+def images(runs: Mapping[tuple[str, int], Sequence[Trained]], data: Data) -> int:
+    """How many of ``data`` each training saw."""
+    return len(next(iter(runs.values()))[0].part(data).train)
 
 
 def choose(grid: Sequence[Trained], tolerance: float | None = None) -> float:
@@ -54,12 +61,12 @@ def choose(grid: Sequence[Trained], tolerance: float | None = None) -> float:
     sound = [run for run in grid if run.collapse is None] or list(grid)
     best = max(run.validation for run in sound)
     if tolerance is None:
-        tolerance = sqrt(best * (1 - best) / sound[0].validation_count)
+        tolerance = math.sqrt(best * (1 - best) / sound[0].validation_count)
     return max(run.case.recipe.weight_decay for run in sound if run.validation >= best - tolerance - 1e-12)
 
 
 def row(run: Trained, chosen: bool) -> dict[str, object]:
-    """A line of the table of all trainings."""
+    """A line of the table of all trainings; test accuracy of those alone that are reported."""
     return {
         "model": short(run.case.model),
         "N": run.case.depth,
@@ -67,7 +74,7 @@ def row(run: Trained, chosen: bool) -> dict[str, object]:
         "seed": run.case.recipe.seed,
         "chosen": chosen,
         "validation_accuracy": run.validation,
-        "test_accuracy": run.test,
+        "test_accuracy": run.test if chosen else math.nan,
         "best_epoch": run.best_epoch,
         "epochs": run.epochs,
         "seconds": run.seconds,

@@ -23,7 +23,7 @@ from matplotlib.ticker import FuncFormatter, LogFormatter, LogLocator, NullForma
 from rankfold.run.disk.files import write_atomically
 
 COLOURS = ("#1b6ca8", "#c2571a", "#3a7d44", "#7b4fa3", "#6b6b6b")
-MARKS = "os^Dv"
+_MARKS = "os^Dv"
 STYLE: Any = {
     "svg.fonttype": "path",
     "svg.hashsalt": "rankfold",
@@ -91,7 +91,8 @@ def page(outcome: Outcome) -> str:
 
 def records(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as plain values; what is missing is null."""
-    return json.loads(table.to_json(orient="records", double_precision=15))
+    rows = json.dumps(table.to_dict("records"), default=lambda value: value.item())
+    return json.loads(rows, parse_constant=lambda name: None)
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -147,18 +148,27 @@ def panels(
         yield figure, figure.subplots(rows, columns, squeeze=False, **kwargs)
 
 
+def colour(number: int) -> str:
+    """Of the line of this number; after the last the first again."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def look(number: int) -> dict[str, Any]:
+    """Colour and mark of the line of this number: another pair for each of the first 25."""
+    return {"color": colour(number), "marker": _MARKS[(number + number // len(COLOURS)) % len(_MARKS)]}
+
+
 def band(axes: Axes, lines: Sequence[Sequence[tuple[float, float]]], number: int, label: str, **kwargs: Any) -> None:
     """The mean of several curves over the points they share, and thin the curves themselves."""
-    colour = COLOURS[number % len(COLOURS)]
     for line in lines if len(lines) > 1 else ():
-        axes.plot(*zip(*line, strict=True), color=colour, linewidth=0.5, alpha=0.45)
+        axes.plot(*zip(*line, strict=True), color=colour(number), linewidth=0.5, alpha=0.45)
     grids: dict[float, list[float]] = {}
     for line in lines:
         for x, y in line:
             grids.setdefault(round(x, 6), []).append(y)
     mean = [(x, sum(ys) / len(ys)) for x, ys in sorted(grids.items()) if len(ys) == len(lines)]
     if mean:
-        axes.plot(*zip(*mean, strict=True), color=colour, marker=MARKS[number % len(MARKS)], label=label, **kwargs)
+        axes.plot(*zip(*mean, strict=True), label=label, **look(number), **kwargs)
 
 
 def against(what: str, ours: float, published: float | None, seeds: int) -> str | None:

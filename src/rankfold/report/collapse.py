@@ -185,7 +185,7 @@ def _lines(
 
 
 def _steps(data: CollapseData) -> Markup | None:
-    decays = sorted(value for value in data.transitions if value > 0)
+    decays = sorted(value for value in data.transitions if 0 < value < math.inf)
     if not decays:
         return None
     with rc_context(STYLE):

@@ -68,7 +68,8 @@ def shrunk(layers: int, variance: float, target: float, decay: float) -> float:
 class Transitions:
     """``decays`` (k,) descending: the weight decay at which the k-th strongest direction of the data dies.
 
-    In the units of torch's coupled ``weight_decay``. ``layers``: L of the chain; ``about`` says how far to trust it.
+    In the units of torch's coupled ``weight_decay``; infinite for one layer, in which none dies. ``layers``: L of the
+    chain; ``about`` says how far to trust it.
     """
 
     decays: Tensor
@@ -127,14 +128,13 @@ def transitions(
     root = vectors[:, keep] / values[keep].sqrt()  # C^{−1/2} up to a rotation: d × k
     q, axes = _right(y.mT @ x @ root / len(x))
     variances = 1 / (root @ axes).square().sum(0)
-    decays = [2 * factor * critical_decay(layers, float(c), float(s)) for c, s in zip(variances, q, strict=True)]
-    found = torch.tensor(decays, dtype=torch.float64)
+    taught = (q.square() > 1e-12 * q.square().max()) & (variances > 0)  # before λ_c: that of one layer is infinite
+    pairs = zip(variances[taught].tolist(), q[taught].tolist(), strict=True)
+    found = torch.tensor([2 * factor * critical_decay(layers, c, s) for c, s in pairs], dtype=torch.float64)
     about = "exact for linear chains in which each direction is learned by itself"
     if loss.endswith("cross-entropy"):
         about = f"an estimate: {loss} to second order"
-    return Transitions(
-        found[found > 1e-12 * max(float(found.max()), 1e-300)].sort(descending=True).values, layers, about
-    )
+    return Transitions(found.sort(descending=True).values, layers, about)
 
 
 def _right(matrix: Tensor) -> tuple[Tensor, Tensor]:

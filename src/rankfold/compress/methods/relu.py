@@ -8,6 +8,7 @@ the layer in the network, through BatchNorm and residual connections; what is ex
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import torch
@@ -84,13 +85,29 @@ class ActivationAware(Project):
         parts, free, before, after, steps = descend(start, bias, self.iterations, self.damping)
         matrix = multiplied(site, form, weight, parts)
         gain = 1 - after / before if before > 0 else 0.0
-        certificate = f"loss behind {known.activation} {-gain:+.1%} in {steps} iterations"
-        if not steps:
-            certificate = f"loss behind {known.activation}: no step descends from the projection"
+        certificate = _told(known.activation, gain, steps)
         shift = None
         if full.statistics.free:
             shift = free if bias is None else free - bias.double()
         return replace(start, factors=Factors(parts, shift), error=full.error(matrix, free), certificate=certificate)
+
+
+_BEHIND = "loss behind"
+
+
+def _told(activation: str, gain: float, steps: int) -> str:
+    """What the descent gained, in a sentence that ``gain_told`` reads."""
+    if not steps:
+        return f"{_BEHIND} {activation}: no step descends from the projection"
+    return f"{_BEHIND} {activation} {-gain:+.1%} in {steps} iterations"
+
+
+def gain_told(certificate: str) -> float | None:
+    """The share of the loss behind the activation that went; None of a layer that was not fitted to it."""
+    if not certificate.startswith(_BEHIND):
+        return None
+    found = re.search(r" ([-+]\S+)% in ", certificate)
+    return -float(found[1]) / 100 if found else 0.0
 
 
 Descent = tuple[tuple[Tensor, ...], Tensor, float, float, int]  # parts, free bias, losses before and after, steps

@@ -26,7 +26,7 @@ from rankfold.papers.cdln.trainings import (
     train_named,
 )
 from rankfold.papers.request import FIXED, Request
-from rankfold.papers.writing import COLOURS, Outcome, panels
+from rankfold.papers.writing import COLOURS, Outcome, colour, panels
 from rankfold.pipeline import Tell
 from rankfold.recover import compressed_start
 from rankfold.recover.measurements.threads import elements, threads_for
@@ -58,9 +58,9 @@ def alpha(request: Request, directory: Path, tell: Tell) -> Outcome:
     ]
     with panels(1, 2) as (figure, axes):
         for column, what in enumerate(("iterations", "seconds")):
-            axes[0, column].plot(table["α"][1:], table[what][1:], "o-", color=COLOURS[1], label="compressed")
+            axes[0, column].plot(table["α"][1:], table[what][1:], "o-", color=colour(1), label="compressed")
             if pd.notna(table[what][0]):
-                axes[0, column].axhline(table[what][0], color=COLOURS[0], label="wide")
+                axes[0, column].axhline(table[what][0], color=colour(0), label="wide")
             axes[0, column].set_xlabel("α")
             axes[0, column].set_ylabel(f"{what} to error {REACHED:g}")
         axes[0, 0].legend()
@@ -219,10 +219,10 @@ def curves(runs: dict[str, Trained], label: str = "relative error", log: bool = 
     with panels(1, 1, size=(4.5, 3.0)) as (figure, axes):
         for number, (name, run) in enumerate(runs.items()):
             few = len(runs) <= len(COLOURS)  # else values of one number: shades
-            colour = COLOURS[number] if few else colormaps["viridis"](0.9 * number / (len(runs) - 1))
+            shade = colour(number) if few else colormaps["viridis"](0.9 * number / (len(runs) - 1))
             most = 10.0 if log else 1.2 * run.errors[0]
             errors = np.minimum(np.nan_to_num(run.errors, nan=most), most)
-            axes[0, 0].plot(run.iterations, errors, color=colour, label=name)
+            axes[0, 0].plot(run.iterations, errors, color=shade, label=name)
         axes[0, 0].set_yscale("log" if log else "linear")
         axes[0, 0].set_xlabel("iteration")
         axes[0, 0].set_ylabel(label)

@@ -31,7 +31,7 @@ from rankfold.papers.cdln.trainings import (
     train_all,
 )
 from rankfold.papers.request import FIXED, Request
-from rankfold.papers.writing import COLOURS, Outcome, panels
+from rankfold.papers.writing import Outcome, colour, panels
 from rankfold.pipeline import Tell
 from rankfold.recover import AlternatingMinimization, LowRank, incremental
 
@@ -183,8 +183,8 @@ def errors_figure(runs: dict[str, Trained]) -> Figure:
     """Figures 2, 5, 6 and 14: relative error against iterations and against seconds."""
     with panels(1, 2, sharey=True) as (figure, axes):
         for number, (name, run) in enumerate(runs.items()):
-            axes[0, 0].semilogy(run.iterations, run.errors, color=COLOURS[number], label=name)
-            axes[0, 1].semilogy(run.seconds, run.errors, color=COLOURS[number], label=name)
+            axes[0, 0].semilogy(run.iterations, run.errors, color=colour(number), label=name)
+            axes[0, 1].semilogy(run.seconds, run.errors, color=colour(number), label=name)
         axes[0, 0].set_xlabel("iteration")
         axes[0, 1].set_xlabel("seconds of processor")
         axes[0, 0].set_ylabel("relative error")
@@ -205,7 +205,7 @@ def incremental_figure(runs: dict[str, Trained]) -> Figure:
             axes[0, 2].plot(
                 wide.iterations[: len(wide.outer)],
                 wide.outer[:, side],
-                color=COLOURS[side],
+                color=colour(side),
                 label=label,
             )
         axes[0, 2].set_title("|cosine|, wide", fontsize=9)

@@ -22,7 +22,7 @@ from rankfold.induce import fold_
 from rankfold.papers import quick
 from rankfold.papers.cdln.families import FAMILIES, VARIANTS, Case, Published, build
 from rankfold.papers.request import TRAINING, Request
-from rankfold.papers.runs import device, restricted
+from rankfold.papers.runs import device, one_thread, restricted
 from rankfold.papers.writing import Outcome, band, panels
 from rankfold.pipeline import Tell
 from rankfold.run.cells import Kept, run_cells
@@ -83,8 +83,8 @@ def _said(found: dict[str, Any]) -> str:
     return f"test {100 * found['test']:.2f} %, {100 * REACHED:g} % of the training images {when}"
 
 
+@one_thread()
 def _train(case: Case, place: Path, progress: Callable[[str, int, int], None]) -> dict[str, Any]:
-    torch.set_num_threads(1)
     data = restricted(load_data(case.data), case.train_samples, case.recipe.seed)
     network = build(case, data).to(device())
     batch = next(iter(data.train.batches(case.recipe.batch_size)))

@@ -21,7 +21,7 @@ from rankfold.papers import quick
 from rankfold.papers.recorded import fit_recorded
 from rankfold.papers.request import FIXED, Request
 from rankfold.papers.runs import computed, device, restricted, short
-from rankfold.papers.writing import COLOURS, Outcome, panels
+from rankfold.papers.writing import Outcome, colour, panels
 from rankfold.pipeline import Tell
 from rankfold.run.progress import Progress
 from rankfold.sites import sites
@@ -215,7 +215,7 @@ def values_figure(found: Sequence[dict[str, Any]]) -> Figure:
                 shade = 0.25 + 0.75 * (number + 1) / len(spectra)
                 panel.plot(range(1, len(spectrum) + 1), spectrum, color=colormaps["Blues"](shade), linewidth=1)
             panel.set_xscale("log")
-            panel.axvline(RANK, color=COLOURS[1], linewidth=0.8, linestyle=":")
+            panel.axvline(RANK, color=colour(1), linewidth=0.8, linestyle=":")
             panel.set_title(f"{short(value['case']['network'])}, {value['site']}", fontsize=9)
             panel.set_xlabel("index")
         axes[0, 0].set_ylabel("σ of W(t) − W(0)")
@@ -226,11 +226,11 @@ def distances_figure(found: Sequence[dict[str, Any]]) -> Figure:
     """Figure 20: distance of consecutive leading subspaces, of columns (U) and, dashed, of rows (V)."""
     with panels(1, 1, (4.6, 3.0)) as (figure, axes):
         for number, value in enumerate(found):
-            d, colour = value["distances"], COLOURS[number % len(COLOURS)]
+            d = value["distances"]
             for side, line in (("left", "-"), ("right", "--")):
                 name = f"{short(value['case']['network'])}, {'columns' if side == 'left' else 'rows'}"
                 points = np.array(d[f"{side}_distance"][1:], dtype=float)
-                axes[0, 0].plot(d["epoch"][1:], points, line, color=colour, label=name)
+                axes[0, 0].plot(d["epoch"][1:], points, line, color=colour(number), label=name)
         axes[0, 0].set_ylim(0, RANK)
         axes[0, 0].xaxis.set_major_locator(MaxNLocator(integer=True))
         axes[0, 0].set_xlabel("epoch")

@@ -74,14 +74,15 @@ def minimise(
     if record is not None:
         record(done, norm)
     while done < iterations and norm > gradient:
-        before = done
+        before, block = done, min(every, iterations - done)
+        optimizer.param_groups[0]["max_iter"] = block
         optimizer.step(closure)
         done = int(optimizer.state[parameters[0]]["n_iter"])
         closure()
         norm = _norm(parameters)
         if record is not None:
             record(done, norm)
-        if done - before < every // 2 and norm > gradient:
+        if done - before < block // 2 and norm > gradient:
             break  # no step goes down any more: rounding
     return norm, done
 

@@ -21,7 +21,7 @@ from rankfold.papers.collapse.bounds import chain_remark
 from rankfold.papers.collapse.descent import chain_network, minimise
 from rankfold.papers.request import SMALL, Request
 from rankfold.papers.runs import computed
-from rankfold.papers.writing import COLOURS, Outcome, panels
+from rankfold.papers.writing import Outcome, colour, panels
 from rankfold.pipeline import Tell
 from rankfold.run.progress import Progress
 
@@ -173,11 +173,12 @@ def figure(table: pd.DataFrame) -> Figure:
             (axes[0, 1], "variance", "decay", "σ²"),
         ):
             for number, (value, part) in enumerate(mean.groupby(other)):
-                colour = COLOURS[number % len(COLOURS)]
                 label = f"{'σ²' if other == 'variance' else 'λ'} = {value:.2g}"
                 for key, style in (("distance", "o-"), ("threshold_distance", "--"), ("ridge_distance", ":")):
                     shown = part[key].where(part[key] > 1e-8)
-                    panel.plot(part[along], shown, style, color=colour, label=label if key == "distance" else None)
+                    panel.plot(
+                        part[along], shown, style, color=colour(number), label=label if key == "distance" else None
+                    )
             panel.set_xscale("log")
             panel.set_yscale("log")
             panel.set_xlabel(name)
@@ -194,9 +195,9 @@ def products(table: pd.DataFrame) -> Figure:
         top = float(table[["norm", "threshold_norm", "ridge_norm"]].to_numpy().max()) * 1.05
         panel.plot([0, top], [0, top], color="#bbbbbb", linewidth=1)
         panel.plot(
-            table["threshold_norm"], table["norm"], "o", color=COLOURS[0], label="Schatten threshold (factor decay)"
+            table["threshold_norm"], table["norm"], "o", color=colour(0), label="Schatten threshold (factor decay)"
         )
-        panel.plot(table["ridge_norm"], table["norm"], "s", color=COLOURS[1], label="ridge, equation (21)")
+        panel.plot(table["ridge_norm"], table["norm"], "s", color=colour(1), label="ridge, equation (21)")
         panel.set_xlabel("‖W‖ of the closed form")
         panel.set_ylabel("‖W‖ trained")
         panel.legend(fontsize=8)

@@ -16,7 +16,7 @@ from rankfold.papers.collapse.bounds import chain_remark
 from rankfold.papers.collapse.mnist import TAIL_RANKS, Case, chains, recorded, shape_of, train
 from rankfold.papers.request import SMALL, Request
 from rankfold.papers.runs import computed, time_remark
-from rankfold.papers.writing import COLOURS, Outcome, panels
+from rankfold.papers.writing import Outcome, colour, panels
 from rankfold.pipeline import Tell
 
 NAME = "nrc-figure-3"
@@ -186,7 +186,7 @@ def figure(found: list[dict[str, Any]], seed: int) -> Figure:
             frame, panel = pd.DataFrame(value["frame"]), axes[3, column]
             for number, (_, part) in enumerate(frame.groupby("site", sort=False)):
                 panel.plot(
-                    part["epoch"], part["normalised_wcss"], color=COLOURS[number], linewidth=1.2, label=f"z{number}"
+                    part["epoch"], part["normalised_wcss"], color=colour(number), linewidth=1.2, label=f"z{number}"
                 )
             panel.set_xlabel("epoch")
             panel.set_ylim(0, 1)
@@ -203,8 +203,7 @@ def following(table: pd.DataFrame) -> Figure:
         for number, (decay, part) in enumerate(pairs.groupby("decay")):
             for mark, (layer, points) in zip("os^D", part.groupby("layer"), strict=False):
                 label = f"λ = {decay:g}, layer {layer}"
-                colour = COLOURS[number % len(COLOURS)]
-                panel.plot(points["variation"], points["tail"], mark, color=colour, label=label, alpha=0.7)
+                panel.plot(points["variation"], points["tail"], mark, color=colour(number), label=label, alpha=0.7)
         panel.set_xlabel("class variation of the features that enter / total")
         panel.set_ylabel("distance to rank K / norm")
         panel.legend(fontsize=7)

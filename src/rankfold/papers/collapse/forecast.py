@@ -19,7 +19,7 @@ from rankfold.compress.planning.plan import Plan
 from rankfold.papers.collapse.mnist import Case, flat, network, recipe
 from rankfold.papers.request import SMALL, Request
 from rankfold.papers.runs import computed
-from rankfold.papers.writing import COLOURS, Outcome, panels
+from rankfold.papers.writing import COLOURS, Outcome, colour, panels
 from rankfold.pipeline import Tell
 from rankfold.pipeline.collapse.forecast import Margins, accuracy_at, accuracy_curve_of, forecast, learned
 from rankfold.pipeline.compression.repair import compressed_copy
@@ -196,13 +196,12 @@ def figure(table: pd.DataFrame) -> Figure:
         for panel, column, title in zip(axes[0], ("forecast", "learned"), ("as it stands", "corrected"), strict=True):
             panel.plot([0, 100], [0, 100], color="#bbbbbb", linewidth=1)
             for number, (budget, part) in enumerate(table.groupby("budget", sort=False)):
-                colour = COLOURS[number % len(COLOURS)]
-                fill = colour if number < len(COLOURS) else "none"
+                fill = colour(number) if number < len(COLOURS) else "none"
                 panel.plot(
                     100 * part[column],
                     100 * part["reached"],
                     "o",
-                    color=colour,
+                    color=colour(number),
                     markerfacecolor=fill,
                     label=str(budget),
                 )

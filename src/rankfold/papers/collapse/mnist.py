@@ -47,9 +47,11 @@ class Case:
 
 
 def shape_of(request: Request, small: dict[str, Any], usual: dict[str, Any]) -> dict[str, Any]:
-    """What all cases of an experiment share: ``small`` of a quick request, else ``usual``, and what is asked for."""
+    """What all cases of an experiment share: ``small`` of a quick request, else ``usual``, and what is asked for;
+    ``images`` as many as there are, at most."""
     shape = small if request.quick else usual
-    return shape | {"epochs": request.epochs or shape["epochs"], "images": request.train_samples or shape["images"]}
+    images = restricted(load_data(shape["data"]), request.train_samples or shape["images"], 0).train
+    return shape | {"epochs": request.epochs or shape["epochs"], "images": len(images)}
 
 
 def flat(case: Case) -> Data:

@@ -17,8 +17,8 @@ from rankfold.adapt.deep_lora import chosen_layers
 from rankfold.adapt.ways import METHODS
 from rankfold.papers.dlrt.tasks import TASKS, adapted_to, base, train_base
 from rankfold.papers.request import FIXED, Request
-from rankfold.papers.runs import computed, restricted, time_remark
-from rankfold.papers.writing import COLOURS, Outcome, panels
+from rankfold.papers.runs import computed, one_thread, restricted, time_remark
+from rankfold.papers.writing import Outcome, colour, panels
 from rankfold.pipeline import Tell
 from rankfold.pipeline.adaptation import AdaptSettings, NothingLearntError, adapt
 from rankfold.run.progress import Progress
@@ -60,9 +60,11 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     seeds, and differences are of the same seed: the same samples, the same base."""
     request.only("adaptation-table", FIXED | {"models", "seeds", "train_samples", "trials"})
     asked = request.filled(QUICK if request.quick else FULL)
-    tasks, seeds, count = asked.models or (), asked.seeds or (), min(asked.trials or 1, len(RATES))
+    tasks, seeds, count = asked.models or (), asked.seeds or (), asked.trials or 1
     if unknown := [name for name in tasks if name not in TASKS]:
         raise ValueError(f"adaptation-table has no task {unknown[0]!r}: there are {', '.join(TASKS)}")
+    if count > len(RATES):
+        raise ValueError(f"adaptation-table has {len(RATES)} settings of each method: trials are at most so many")
     for name in tasks:
         tell.say(f"{name}: {TASKS[name].words}")
         train_base(name, directory / BASES)
@@ -98,10 +100,10 @@ def _said(values: dict[str, Any]) -> str:
     return f"validation {values['validation']:.3f}, {values['params']:,} numbers"
 
 
+@one_thread()
 def measure(case: Case, place: Path, progress: Progress) -> dict[str, Any]:
     """One adaptation. Scores grow with quality: right answers in points, or of a language model minus nats a token in
     hundredths. The test score is looked at by whoever chose this trial."""
-    torch.set_num_threads(1)
     task, model = TASKS[case.task], base(case.task, place.parent.parent / BASES)
     data = restricted(adapted_to(case.task), case.samples or task.samples, case.seed)
     sites = chosen_layers(model, 1, None, convolutions=False)
@@ -164,7 +166,7 @@ def summary(chosen: pd.DataFrame) -> pd.DataFrame:
             lines.append(
                 {
                     "task": task, "method": method, "seeds": len(part), "test": part.test.mean(),
-                    "± test": part.test.std(), f"to {RIVAL}": apart.mean(),
+                    "± test": part.test.std(), f"to {RIVAL}": apart.mean(), f"± to {RIVAL}": apart.std(),
                     "p": float(ttest_rel(by_seed[method], by_seed[RIVAL]).pvalue) if certain else float("nan"),
                     "before": part.before.mean(), "params": part.params.mean(), "cpu s": part["cpu s"].mean(),
                     "settings": part.settings.iloc[0],
@@ -195,9 +197,8 @@ def _figure(table: pd.DataFrame) -> Figure:
     with panels(1, len(tasks), (3.2, 3.2)) as (figure, axes):
         for place, task in enumerate(tasks):
             part = table[table.task == task].set_index("method").reindex(METHODS)
-            axes[0][place].barh(
-                range(len(METHODS)), part[f"to {RIVAL}"], xerr=part["± test"].fillna(0), color=COLOURS[0], height=0.6
-            )
+            deviation = part[f"± to {RIVAL}"].fillna(0)  # of what the bars show: differences of one seed
+            axes[0][place].barh(range(len(METHODS)), part[f"to {RIVAL}"], xerr=deviation, color=colour(0), height=0.6)
             axes[0][place].set_yticks(range(len(METHODS)), METHODS if place == 0 else [""] * len(METHODS))
             axes[0][place].axvline(0, color="0.5", linewidth=0.8)
             axes[0][place].set_xlabel(f"{task}: points above AdaLoRA")

@@ -22,8 +22,8 @@ from rankfold.induce.places import ranks_of
 from rankfold.papers import quick
 from rankfold.papers.dlrt.grounds import lenet5
 from rankfold.papers.request import FIXED, Request
-from rankfold.papers.runs import computed, device, restricted, time_remark
-from rankfold.papers.writing import COLOURS, MARKS, Outcome, panels
+from rankfold.papers.runs import computed, device, one_thread, restricted, time_remark
+from rankfold.papers.writing import Outcome, look, panels
 from rankfold.pipeline import Tell
 from rankfold.run.progress import Progress
 from rankfold.train import Recipe, evaluate, fit
@@ -130,9 +130,9 @@ def weights(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters() if p.dim() > 1)
 
 
+@one_thread()
 def measure(case: Case, place: Path, progress: Progress) -> dict[str, Any]:
     """Train, fold and count. A budget counts biases, the share removed does not."""
-    torch.set_num_threads(1)
     line, data = case.line, restricted(load_data(case.data), case.train_samples, case.seed)
     model = network(case).to(device())
     dense, everything = weights(model), sum(p.numel() for p in model.parameters())
@@ -234,8 +234,8 @@ def _figure(table: pd.DataFrame) -> Figure:
             part = table[(table.by == by) & (table["removed %"] > 0)]
             if len(part):
                 axes[0][0].errorbar(
-                    part[column], part["test %"], yerr=part["± test"].fillna(0), fmt=MARKS[number], capsize=2,
-                    color=COLOURS[number], label=label,
+                    part[column], part["test %"], yerr=part["± test"].fillna(0), capsize=2, label=label,
+                    linestyle="none", **look(number),
                 )  # fmt: skip
         axes[0][0].set_xlabel("weights removed, %")
         axes[0][0].set_ylabel("right answers on test, %")

@@ -18,7 +18,7 @@ from rankfold.compress.ranks.budget import Params, Ranks
 from rankfold.induce import Dlrt, cdln_, dlrt_, dlrt_choice, fold_, overparametrize_
 from rankfold.induce.ways import way_named
 from rankfold.papers.dlrt.grounds import GROUNDS
-from rankfold.papers.runs import device, restricted
+from rankfold.papers.runs import device, one_thread, restricted
 from rankfold.run.progress import Progress
 from rankfold.train import Progress as Step
 from rankfold.train import Recipe, evaluate, fit
@@ -85,9 +85,9 @@ def drawn(case: Case) -> nn.Module:
         return GROUNDS[case.network].network()
 
 
+@one_thread()
 def measure(case: Case, place: Path, progress: Progress) -> dict[str, Any]:
     """Train, fold, count and judge; the test figure is looked at by whoever chose this trial."""
-    torch.set_num_threads(1)
     data = restricted(GROUNDS[case.network].load(), case.train_samples, case.seed)
     model, held = drawn(case).to(device()), Held()
     dense = _params(model)

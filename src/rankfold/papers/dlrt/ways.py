@@ -13,7 +13,7 @@ from rankfold.papers.dlrt.grounds import GROUNDS
 from rankfold.papers.dlrt.trial import CHOICES, Case, measure
 from rankfold.papers.request import FIXED, Request
 from rankfold.papers.runs import computed, time_remark
-from rankfold.papers.writing import COLOURS, MARKS, Outcome, panels
+from rankfold.papers.writing import Outcome, look, panels
 from rankfold.pipeline import Tell
 
 FULL = Request(models=("fcn", "lenet5", "transformer"), seeds=(0, 1, 2), epochs=6, trials=20)
@@ -140,7 +140,7 @@ def _figure(table: pd.DataFrame) -> Figure:
                 part = table[(table.network == name) & (table.way == way)].sort_values("params")
                 axes[0][place].errorbar(
                     part.params, part["test %"], yerr=part["± test"].fillna(0), label=way, capsize=2,
-                    color=COLOURS[number % len(COLOURS)], marker=MARKS[number // len(COLOURS) % len(MARKS)],
+                    **look(number),
                 )  # fmt: skip
             axes[0][place].set_xscale("log")
             axes[0][place].set_xlabel(f"parameters, {name}")

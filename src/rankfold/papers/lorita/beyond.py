@@ -36,15 +36,15 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     model = asked.one_model(NAME)
     if asked.weights is None:
         runs, grid = isvt.trained(asked, data, directory, tell)
-        networks = [run.network() for run in runs[model, DEPTH]]
+        networks = [(run.network(), run.part(data)) for run in runs[model, DEPTH]]
     else:
-        networks = [given(model, asked.weights)]
+        networks = [(given(model, asked.weights), data)]
     rows, budgets = [], (isvt.QUICK_BUDGET,) if asked.quick else BUDGETS
     for way in (OURS.at(asked.finetune_rate), ISVT.at(asked.finetune_rate)):
         for budget in budgets:
             points = [
-                squeeze(network.to(device()), data, way, budget, epochs, directory / "points", tell)
-                for network in networks
+                squeeze(network.to(device()), part, way, budget, epochs, directory / "points", tell)
+                for network, part in networks
             ]
             row = isvt.row_at(TABLE_2, model, DEPTH, budget)
             rows.append(isvt.line(f"{short(model)}: {way.name}", points, row))

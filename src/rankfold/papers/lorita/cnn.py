@@ -11,7 +11,7 @@ from rankfold.papers.lorita import retention
 from rankfold.papers.lorita.truncation import FRACTIONS, by_kind
 from rankfold.papers.published import CNN_DECAYS, TABLE_1B
 from rankfold.papers.request import TRAINING, Request, steadied
-from rankfold.papers.selection import tuned
+from rankfold.papers.selection import images, tuned
 from rankfold.papers.writing import Outcome
 from rankfold.pipeline import Tell
 from rankfold.train import Augment, Recipe
@@ -44,5 +44,5 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
         retention.tables("table-1b-cnn", found, grid),
         {"figure-4": retention.retention_figure(found, asked.models or ())},
         retention.remarks(found, grid),
-        {"asked": asked.to_dict(), "recipe": recipe.to_dict(), "train_images": len(data.train)},
+        {"asked": asked.to_dict(), "recipe": recipe.to_dict(), "train_images": images(runs, data)},
     )

@@ -17,8 +17,8 @@ from rankfold.papers.lorita.squeezing import ISVT, Budget, Squeezed, budgets_of,
 from rankfold.papers.published import Row, Table
 from rankfold.papers.request import TRAINING, Request, steadied
 from rankfold.papers.runs import Trained, device, short
-from rankfold.papers.selection import tuned
-from rankfold.papers.writing import COLOURS, MARKS, Outcome, panels
+from rankfold.papers.selection import images, tuned
+from rankfold.papers.writing import Outcome, look, panels
 from rankfold.pipeline import Tell
 from rankfold.train import Augment, Recipe
 from rankfold.zoo import Data, load_data
@@ -54,7 +54,7 @@ def reproduce(
         budgets = budgets_of([*published.own(depth), *published.own(COMPARED)])
         for budget in (QUICK_BUDGET,) if asked.quick else budgets:
             points = [
-                squeeze(run.network().to(device()), data, way, budget, epochs, directory / "points", tell)
+                squeeze(run.network().to(device()), run.part(data), way, budget, epochs, directory / "points", tell)
                 for run in group
             ]
             rows.append(line(f"{short(model)}, N={depth}", points, row_at(published, model, depth, budget)))
@@ -64,8 +64,8 @@ def reproduce(
         f"{asked.epochs} epochs of training, {epochs} of fine-tuning, {asked.setting} setting",
         {"table": table, "published": rows_of(published), "trainings": grid},
         {"accuracy-against-size": figure(table, published_rows(published, models[0], asked.depths or ()))},
-        [*_trainings(runs, published), *sentences(table)],
-        {"asked": asked.to_dict(), "recipe": recipe_of(asked).to_dict(), "train_images": len(data.train)},
+        [*_trainings(runs, published, data), *sentences(table)],
+        {"asked": asked.to_dict(), "recipe": recipe_of(asked).to_dict(), "train_images": images(runs, data)},
     )
 
 
@@ -115,7 +115,7 @@ def rows_of(published: Table) -> pd.DataFrame:
     return pd.DataFrame([vars(row) for row in published.rows])
 
 
-def _trainings(runs: dict[Group, list[Trained]], published: Table) -> list[str]:
+def _trainings(runs: dict[Group, list[Trained]], published: Table, data: Data) -> list[str]:
     every = [run for group in runs.values() for run in group]
     fallen = [f"{run.case.name}: {run.collapse}." for run in every if run.collapse is not None]
     said = fallen or [f"None of the {len(every)} trainings collapsed."]
@@ -124,7 +124,7 @@ def _trainings(runs: dict[Group, list[Trained]], published: Table) -> list[str]:
             ours, theirs = 100 * fmean(run.test for run in group), published.own(depth)[0].accuracy
             said.append(
                 f"N={depth} before compression: {ours:.2f} % after {group[0].epochs} epochs of "
-                f"{group[0].case.train_samples or 'all'} training images, {ours - theirs:+.2f} points against the "
+                f"{images(runs, data):,} training images, {ours - theirs:+.2f} points against the "
                 f"published {theirs:.2f} %."
             )
     return said
@@ -152,10 +152,10 @@ def figure(table: pd.DataFrame, theirs: Mapping[str, Sequence[Row]]) -> Figure:
             for number, (network, group) in enumerate(table.groupby("network", sort=False)):
                 ours = group.sort_values(column)
                 final = ours["fine-tuned"].fillna(ours["compressed"])
-                panel.plot(ours[column], final, label=network, color=COLOURS[number], marker=MARKS[number])
+                panel.plot(ours[column], final, label=network, **look(number))
             for number, (label, rows) in enumerate(theirs.items()):
                 ordered = sorted((getattr(row, attribute), row.compressed) for row in rows)
-                style: Any = {"color": COLOURS[number], "marker": MARKS[number], "fillstyle": "none", "linestyle": ":"}
+                style: Any = look(number) | {"fillstyle": "none", "linestyle": ":"}
                 panel.plot(*zip(*ordered, strict=True), label=f"published, {label}", **style)
             panel.set_xlabel(f"{column}, %")
         axes[0, 0].set_ylabel("test accuracy, %")

@@ -29,7 +29,7 @@ from rankfold.papers.lorita.truncation import (
     one_group,
 )  # fmt: skip
 from rankfold.papers.runs import Trained, device, short
-from rankfold.papers.writing import COLOURS, against, band, panels
+from rankfold.papers.writing import against, band, colour, panels
 from rankfold.pipeline import Tell, analyse
 from rankfold.run.cells import mark
 from rankfold.run.disk.container import parsed
@@ -229,7 +229,7 @@ def retention_figure(found: Measured, models: Sequence[str], rules: Sequence[Rul
                     known = found.retained.get(model, {}).get(depth)
                     if rule == "global" and known is not None:
                         label = f"paper: no drop, N={depth}"
-                        panel.axvline(100 * known, color=COLOURS[number], linestyle=":", linewidth=1.2, label=label)
+                        panel.axvline(100 * known, color=colour(number), linestyle=":", linewidth=1.2, label=label)
                 panel.set_xlim(0, 41)
                 panel.set_ylim(-2, 42)
                 panel.set_title(f"{short(model)}, {rule} truncation", fontsize=9)

@@ -18,7 +18,7 @@ from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.budget import Flops, Params
 from rankfold.compress.ranks.rules import Iterative, Optimal, RankRule
 from rankfold.compress.repair.finetune import finetune, finetune_recipe
-from rankfold.papers.lorita.truncation import by_kind, curve, decomposed, needed, ranks_at, truncated
+from rankfold.papers.lorita.truncation import by_kind, curve, decomposed, smallest, truncated
 from rankfold.papers.runs import without_checkpoints
 from rankfold.pipeline import Tell, calibration_part, compressed_copy, first_example
 from rankfold.report.quantities import percent
@@ -29,7 +29,6 @@ from rankfold.sites import fingerprint
 from rankfold.train import Recipe, evaluate
 from rankfold.zoo import Data
 
-FORMAT = 1
 TENTHS = tuple(tenth / 10 for tenth in range(1, 11))
 UNNOTICED = 0.001  # of validation accuracy: as far as global truncation goes before the iterative one
 RATE = 1e-2  # section 5.2; how long was fine-tuned is not said
@@ -148,8 +147,9 @@ def globally_truncated(network: nn.Module, data: Data) -> nn.Module:
     """
     known = decomposed(copy.deepcopy(network))
     points = curve(known, data.validation, ("global",), TENTHS, by_kind, ("matrices",))
-    fraction = needed(points, "global", UNNOTICED)
-    with truncated(known, ranks_at(known, "global", fraction, by_kind)) as model:
+    point = smallest(points, "global", UNNOTICED)
+    assert point is not None  # all of the singular values lose nothing
+    with truncated(known, point.ranks) as model:
         return copy.deepcopy(model)
 
 
@@ -162,7 +162,7 @@ def budgets_of(rows: Sequence[Any]) -> tuple[Budget, ...]:
 def place_of(network: nn.Module, data: Data, way: Way, budget: Budget, epochs: int, directory: Path) -> Path:
     """Where ``squeeze`` keeps this point: ``plan.json``, ``point.json`` and the run of the fine-tuning."""
     asked = {
-        "format": FORMAT,
+        "format": 2 if way.global_first else 1,  # 2: global truncation at the ranks that were measured
         "network": fingerprint(network),
         "data": [data.name, len(data.train), len(data.validation), len(data.test)],
         "way": asdict(way),

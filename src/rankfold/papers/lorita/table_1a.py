@@ -15,7 +15,7 @@ from rankfold.papers.lorita.truncation import FRACTIONS
 from rankfold.papers.published import FCN10_RETAINED, FCN_DECAYS, TABLE_1A
 from rankfold.papers.request import Request
 from rankfold.papers.runs import short
-from rankfold.papers.selection import tuned
+from rankfold.papers.selection import images, tuned
 from rankfold.papers.writing import Outcome, band, panels
 from rankfold.pipeline import Tell
 from rankfold.train import Recipe
@@ -48,7 +48,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
         retention.tables("table-1a", found, grid),
         {"figure-3": retention.retention_figure(found, models), "figure-6": spectra_figure(found, models)},
         retention.remarks(found, grid),
-        {"asked": asked.to_dict(), "recipe": recipe.to_dict(), "train_images": len(data.train)},
+        {"asked": asked.to_dict(), "recipe": recipe.to_dict(), "train_images": images(runs, data)},
     )
 
 

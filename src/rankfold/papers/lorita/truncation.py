@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, Literal
 
 import torch
@@ -190,15 +191,21 @@ def drop_at(points: Sequence[Point], rule: Rule, fraction: float, measure: Measu
     return max(within)[1] if within else math.nan
 
 
+def smallest(points: Sequence[Point], rule: Rule, drop: float, measure: Measure = "matrices") -> Point | None:
+    """The point from which upwards none loses more than ``drop``; None where that which retains most does.
+
+    Its ranks are what was measured: of its fraction, a mean over all matrices, each group might keep other ones.
+    """
+    upwards = sorted((_x(point, measure), point.drop, number) for number, point in enumerate(points))
+    of_rule = [points[number] for _, _, number in reversed(upwards) if points[number].rule == rule]
+    within = list(takewhile(lambda point: point.drop <= drop + 1e-12, of_rule))
+    return within[-1] if within else None
+
+
 def needed(points: Sequence[Point], rule: Rule, drop: float, measure: Measure = "matrices") -> float:
     """The fraction that must be retained for at most this ``drop``: from it upwards no point loses more."""
-    ordered = sorted(((_x(point, measure), point.drop) for point in points if point.rule == rule), reverse=True)
-    smallest = 1.0
-    for x, lost in ordered:
-        if lost > drop + 1e-12:
-            break
-        smallest = x
-    return smallest
+    point = smallest(points, rule, drop, measure)
+    return 1.0 if point is None else _x(point, measure)
 
 
 def _x(point: Point, measure: Measure) -> float:

@@ -10,7 +10,7 @@ from rankfold.papers.lorita import retention
 from rankfold.papers.lorita.truncation import FRACTIONS, by_kind
 from rankfold.papers.published import TABLE_1A, TABLE_1B, VIT_DECAYS, VIT_RETAINED
 from rankfold.papers.request import Request, steadied
-from rankfold.papers.selection import tuned
+from rankfold.papers.selection import images, tuned
 from rankfold.papers.writing import Outcome
 from rankfold.pipeline import Tell
 from rankfold.train import Augment, Recipe
@@ -66,5 +66,5 @@ def _reproduce(
             "matrix truncated, attention, fully connected layers and patches each ranked by itself.",
             *retention.remarks(found, grid),
         ],
-        {"asked": asked.to_dict(), "recipe": recipe.to_dict(), "train_images": len(data.train)},
+        {"asked": asked.to_dict(), "recipe": recipe.to_dict(), "train_images": images(runs, data)},
     )

@@ -16,16 +16,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import nn
 
+from rankfold.compress.methods.relu import gain_told
 from rankfold.compress.planning.plan import Plan
+from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.rules import Optimal
 from rankfold.induce import LORITA
 from rankfold.papers import quick
 from rankfold.papers.lorita.squeezing import Budget, Way, place_of, squeeze
 from rankfold.papers.request import GIVEN, TRAINING, Request
-from rankfold.papers.runs import device, given, short
+from rankfold.papers.runs import device, given, restricted, short
 from rankfold.papers.selection import tuned
-from rankfold.papers.writing import COLOURS, MARKS, Outcome, panels
-from rankfold.pipeline import Tell, layer_errors
+from rankfold.papers.writing import Outcome, look, panels
+from rankfold.pipeline import Tell, calibration_part, layer_errors
 from rankfold.train import Recipe
 from rankfold.zoo import Data, default_data, load_data
 
@@ -40,21 +42,23 @@ WAYS = tuple(
         ("ReLU-aware", "relu"),
     )
 )  # fmt: skip
+TRAINED = GIVEN | TRAINING - {"depths", "setting", "precision"}  # one recipe, and no products
 KEPT, QUICK_KEPT = (0.7, 0.5, 0.4, 0.3), (0.5,)  # of the FLOPs; parameters follow
 
 
 def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     """Train one network for each seed (or read ``weights``), compress it in four ways to each size, fine-tune it."""
-    request.only(NAME, GIVEN if request.weights else (TRAINING - {"precision"}) | GIVEN)
+    request.only(NAME, GIVEN if request.weights else TRAINED)
     asked = request.filled(QUICK if request.quick else FULL)
     model = asked.one_model(NAME)
     data = load_data(quick.DATA if asked.quick else default_data(model))
     networks, grid = _networks(model, asked, data, directory, tell)
     points, layers = [], []
     for seed, network in networks.items():
+        part = restricted(data, asked.train_samples, seed)
         for keep in QUICK_KEPT if asked.quick else KEPT:
             for way in WAYS:
-                found, errors = _compressed(network, data, way, keep, asked.finetune_epochs or 0, directory, tell)
+                found, errors = _compressed(network, part, way, keep, asked.finetune_epochs or 0, directory, tell)
                 points.append({"seed": seed, "kept FLOPs": keep, "method": way.name} | found)
                 layers += [{"seed": seed, "kept FLOPs": keep, "method": way.name} | error for error in errors]
     table, by_layer = pd.DataFrame(points), pd.DataFrame(layers)
@@ -65,7 +69,11 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
         | ({} if grid.empty else {"trainings": grid}),
         {"accuracy-against-size": figure(table), "layers": layer_figure(by_layer)},
         sentences(table, by_layer),
-        {"asked": asked.to_dict(), "train_images": len(data.train), "calibration_images": 2048},
+        {
+            "asked": asked.to_dict(),
+            "train_images": len(part.train),
+            "calibration_images": len(calibration_part(part.train, Calibration().samples, 0)),
+        },
     )
 
 
@@ -122,11 +130,8 @@ def sentences(points: pd.DataFrame, layers: pd.DataFrame) -> list[str]:
         tuned_ = [f"{row['fine-tuned']:.2f}" for row in rows]
         fine = "" if "nan" in tuned_ else f"; fine-tuned {', '.join(tuned_)} %"
         said.append(f"At {100 * (1 - keep):.0f} % of the FLOPs removed: {', '.join(parts)}{fine}.")
-    gains = [
-        -float(text.split()[3].rstrip("%"))
-        for text in layers.loc[layers["method"] == WAYS[-1].name, "certificate"]
-        if text.startswith("loss behind")
-    ]
+    told = map(gain_told, layers.loc[layers["method"] == WAYS[-1].name, "certificate"])
+    gains = [100 * gain for gain in told if gain is not None]
     if gains:
         said.append(
             f"ReLU-aware: behind the activation the loss of a layer falls by {fmean(gains):.1f} % on average "
@@ -149,8 +154,7 @@ def figure(points: pd.DataFrame) -> Figure:
         for panel, stage in zip(axes[0], ("compressed", "fine-tuned"), strict=True):
             for number, way in enumerate(WAYS):
                 line = means[means["method"] == way.name].sort_values("FLOPs removed")
-                panel.plot(line["FLOPs removed"], line[stage], label=way.name, color=COLOURS[number],
-                           marker=MARKS[number])  # fmt: skip
+                panel.plot(line["FLOPs removed"], line[stage], label=way.name, **look(number))
             panel.set_xlabel("FLOPs removed, %")
             panel.set_title(stage, fontsize=9)
         axes[0, 0].set_ylabel("test accuracy, %")
@@ -167,8 +171,7 @@ def layer_figure(layers: pd.DataFrame) -> Figure:
         for number, way in enumerate(WAYS):
             line = smallest[smallest["method"] == way.name].groupby("site")["held-out"].mean()
             at = [place for place, site in enumerate(order) if site in line.index]
-            panel.plot(at, [line[order[place]] for place in at], label=way.name, color=COLOURS[number],
-                       marker=MARKS[number], linewidth=0.8)  # fmt: skip
+            panel.plot(at, [line[order[place]] for place in at], label=way.name, linewidth=0.8, **look(number))
         panel.set_xticks(range(len(order)), order, rotation=90, fontsize=6)
         panel.set_ylabel("relative error, held out")
         panel.legend(fontsize=7)

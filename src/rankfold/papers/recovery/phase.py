@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from rankfold.papers.request import FIXED, Request
 from rankfold.papers.runs import computed, time_remark
-from rankfold.papers.writing import COLOURS, MARKS, Outcome, panels
+from rankfold.papers.writing import Outcome, look, panels
 from rankfold.pipeline import Tell
 from rankfold.recover import AlternatingMinimization, LowRank, NuclearNorm
 from rankfold.run.progress import Progress
@@ -134,8 +134,7 @@ def figure(rates: pd.DataFrame) -> Figure:
     """The share found against entries for each degree of freedom."""
     with panels(1, 1, size=(4.6, 3.0)) as (drawn, axes):
         for number, (way, group) in enumerate(rates.groupby("way", sort=False)):
-            style = {"color": COLOURS[number], "marker": MARKS[number % len(MARKS)], "label": str(way)}
-            axes[0, 0].plot(group["entries / freedom"], group["found"], **style)
+            axes[0, 0].plot(group["entries / freedom"], group["found"], label=str(way), **look(number))
         axes[0, 0].set_xlabel("entries for each degree of freedom")
         axes[0, 0].set_ylabel("share found")
         axes[0, 0].legend(fontsize=7)

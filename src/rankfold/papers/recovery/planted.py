@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from rankfold.papers.recovery.trials import THEOREMS, Planted, Theorem, Trial
 from rankfold.papers.request import FIXED, Request
-from rankfold.papers.writing import COLOURS, MARKS, Outcome, panels
+from rankfold.papers.writing import Outcome, colour, panels
 from rankfold.pipeline import Tell
 from rankfold.run.cells import Kept, run_cells
 from rankfold.run.progress import Progress
@@ -189,8 +189,8 @@ def figure(points: pd.DataFrame) -> Figure:
                 for number, (key, label) in enumerate(
                     (("MSE", "measured"), ("ours", theorem.ours), ("paper", theorem.paper))
                 ):
-                    style = {"marker": MARKS[0]} if key == "MSE" else {"linestyle": ("--", ":")[number - 1]}
-                    panel.plot(group["value"], group[key], color=COLOURS[number], label=label, **style)
+                    style = {"marker": "o"} if key == "MSE" else {"linestyle": ("--", ":")[number - 1]}
+                    panel.plot(group["value"], group[key], color=colour(number), label=label, **style)
                 panel.set_xscale("log")
                 panel.set_yscale("log")
                 panel.set_xticks(group["value"])

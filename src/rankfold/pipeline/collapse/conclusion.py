@@ -153,12 +153,17 @@ def _transitions(found: CollapseReport) -> str:
     if found.transitions is None or found.paths is None or not len(found.transitions.decays):
         return ""
     decays = found.transitions.decays
-    told = (
-        f"A linear chain of {found.transitions.layers} layers{longest(found)} on these data would have rank at most "
-        f"{len(decays)} at any weight decay (torch's weight_decay), lose its weakest direction at "
-        f"{float(decays[-1]):.2g} and all of its "
-        f"weights at {float(decays[0]):.2g} ({found.transitions.about})."
-    )
+    if found.transitions.layers == 1:
+        told = (
+            f"One linear layer{longest(found)} on these data would have rank at most {len(decays)}, and keep it at any "
+            "weight decay, which shrinks its directions and ends none."
+        )
+    else:
+        told = (
+            f"A linear chain of {found.transitions.layers} layers{longest(found)} on these data would have rank at "
+            f"most {len(decays)} at any weight decay (torch's weight_decay), lose its weakest direction at "
+            f"{float(decays[-1]):.2g} and all of its weights at {float(decays[0]):.2g} ({found.transitions.about})."
+        )
     return told + (f" {rough[0].upper()}{rough[1:]}." if (rough := roughness(found)) else "")
 
 
