@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rankfold.batches import labels_of
-from rankfold.objectives.answer import attention_mask, named_input, unpadded
+from rankfold.objectives.answer import attention_mask, decoded, named_input, unpadded
 from rankfold.objectives.evaluation import Figure, ObjectiveError
 from rankfold.objectives.kinds.classification import Classification, likeliest
 from rankfold.objectives.units import TOKEN
@@ -70,8 +70,8 @@ class CausalLanguageModel(Classification):
             shifted[:, :-1].masked_fill_(padding[:, :-1] | padding[:, 1:], self.ignore)
         return shifted
 
-    def _counted(self, values: Tensor, batch: Any) -> Tensor | None:
-        return unpadded(values, batch)
+    def _counted(self, values: Tensor, output: Any, batch: Any) -> Tensor | None:
+        return unpadded(values, batch, decoded(output, batch))
 
     @property
     def compares(self) -> bool:
