@@ -70,6 +70,8 @@ def test_a_decoder_that_is_fed_nothing_of_its_own_reads_what_the_encoder_does():
     output = Seq2SeqModelOutput(last_hidden_state=torch.randn(2, 3, 4))
     (answer,) = rf.Teacher().answers(output, {"input_ids": mask, "attention_mask": mask})
     assert torch.equal(answer.counted, mask.bool())
+    vectors = rf.Embedding().vectors(output, {"attention_mask": mask, "decoder_attention_mask": 1 - mask})
+    torch.testing.assert_close(vectors, torch.stack([states[bad:].mean(0) for states, bad in zip(output[0], (2, 1))]))
 
 
 def test_what_is_not_known_of_a_decoder_is_not_masked_by_the_encoder():
