@@ -349,6 +349,60 @@ def test_a_batch_norm_takes_the_bias_only_where_nothing_else_reads_the_output(re
         torch.testing.assert_close(small(x), twin(x), rtol=1e-3, atol=1e-3)
 
 
+class Answered:
+    def __init__(self, logits: torch.Tensor) -> None:
+        self.logits = logits
+
+
+class Hidden:
+    """An object that nobody can look into."""
+
+    def __init__(self, values: torch.Tensor) -> None:
+        self.values = values
+
+
+class Beside(nn.Module):
+    """A connection past the BatchNorm, of some weight, beside a large constant; the answer is wrapped."""
+
+    def __init__(self, weight: float, constant: float, wrapped) -> None:
+        super().__init__()
+        self.weight, self.constant, self.wrapped = weight, constant, wrapped
+        self.a, self.bn = nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16)
+        self.head, self.other = nn.Linear(16, 4), nn.Linear(16, 4)
+
+    def forward(self, x):
+        y = self.a(x)
+        past = self.weight * self.other(y.mean((2, 3)))
+        return self.wrapped(self.head(self.bn(y).relu().mean((2, 3))) + past + self.constant)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.2])
+@pytest.mark.parametrize(
+    ("dtype", "constant", "wrapped"),
+    [
+        (torch.float32, 0.0, Answered),
+        (torch.float32, 1e3, Tensor.clone),
+        (torch.bfloat16, 0.0, Tensor.clone),
+        (torch.float16, 0.0, Answered),
+    ],
+)
+def test_a_connection_past_the_batch_norm_is_seen_in_every_output(weight, dtype, constant, wrapped):
+    """In objects with logits, in half precision, and beside numbers that are much larger."""
+    torch.manual_seed(0)
+    model, x = Beside(weight, constant, wrapped), torch.randn(64, 3, 8, 8) + 1
+    for _ in range(30):
+        model(x)
+    model = model.eval().to(dtype)
+    known = calibrate(model, [x.to(dtype)], sites(model), metric_samples=0).sites["a"]
+    assert known.absorber == (None if weight else "bn")
+    assert {tensor.dtype for tensor in model.state_dict().values()} == {dtype, torch.int64}
+
+
+def test_where_no_output_can_be_looked_into_no_batch_norm_takes_a_bias():
+    model, x = Beside(0.0, 0.0, Hidden).eval(), torch.randn(16, 3, 8, 8)
+    assert calibrate(model, [x], sites(model), metric_samples=0).sites["a"].absorber is None
+
+
 @pytest.mark.parametrize(
     ("between", "twice", "expected"),
     [

@@ -342,10 +342,11 @@ def test_a_causal_language_model_has_its_own_loss(masked):
     ids = torch.randint(40, (5, 9))
     mask = torch.ones_like(ids)
     mask[2:, 6:] = 0
-    labels = ids.masked_fill(mask == 0, -100) if masked else ids
+    labels = ids.masked_fill(mask == 0, -100)
     batch = {"input_ids": ids, "attention_mask": mask, "labels": labels}
     with torch.no_grad():
         output = model(**batch)
+    batch["labels"] = labels if masked else ids  # what the mask leaves out counts nowhere, labelled or not
     figures = CausalLanguageModel().figures()
     figures.add(output, batch)
     result = figures.result()
@@ -354,14 +355,43 @@ def test_a_causal_language_model_has_its_own_loss(masked):
     assert result.judged.value == pytest.approx(math.exp(float(output.loss)), rel=1e-5)
     unshifted = MaskedLanguageModel().losses(output, batch)[0]
     assert abs(float(unshifted) - float(output.loss)) > 1e-3  # position t paired with token t would be seen
-    without = CausalLanguageModel().losses(
-        output, {"input_ids": ids, "attention_mask": mask if masked else ids * 0 + 1}
-    )
+    without = CausalLanguageModel().losses(output, {"input_ids": ids, "attention_mask": mask})
     assert float(without[0]) == pytest.approx(float(output.loss), rel=1e-5)
     shifted = ids.new_full(ids.shape, -100)
     shifted[:, :-1] = labels[:, 1:]
     ahead = CausalLanguageModel(shift=False).losses(output, {"input_ids": ids, "labels": shifted})
     assert float(ahead[0]) == pytest.approx(float(output.loss), rel=1e-5)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_on_which_side_texts_are_padded_does_not_matter(labelled):
+    """Every figure, divergence and count is that of the texts alone; a toy that sees the same of a token anywhere."""
+    g, lengths = torch.Generator().manual_seed(0), (8, 5, 4, 7)
+    table, other = torch.randn(2, 20, 20, generator=g)
+    texts = [torch.randint(1, 20, (length,), generator=g) for length in lengths]
+    found = []
+    for side in ("right", "left"):
+        ids = torch.nn.utils.rnn.pad_sequence(texts, batch_first=True, padding_side=side)
+        batch = {"input_ids": ids, "attention_mask": (ids > 0).long()} | ({"labels": ids} if labelled else {})
+        objective, output, taught = CausalLanguageModel(), {"logits": table[ids]}, {"logits": other[ids]}
+        result = evaluate_one(objective, output, batch, taught)
+        value, counted = objective.distances(output, taught, batch)
+        loss, tokens = objective.losses(output, batch)
+        assert (counted, tokens, result.count) == (sum(lengths), sum(lengths) - 4, sum(lengths) - 4)
+        hits, places = objective.hits(output, batch)
+        spread = objective.divergence(output, taught, batch)
+        found.append(
+            [*result.values.values(), float(value), float(loss), *hits.tolist(), *places.tolist(), *spread.tolist()]
+        )
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    alone = [F.cross_entropy(table[text[:-1]], text[1:], reduction="sum") for text in texts]
+    assert found[0][0] == pytest.approx(math.exp(float(sum(alone)) / (sum(lengths) - 4)), rel=1e-5)
+
+
+def evaluate_one(objective, output, batch, taught):
+    figures = objective.figures()
+    figures.add(output, batch, taught)
+    return figures.result()
 
 
 @given(seed=SEEDS)

@@ -1,7 +1,8 @@
 """Which BatchNorm takes a layer's output with nothing in between, and alone, so that it can carry a change of its bias.
 
 That nothing else reads the output (a connection past the BatchNorm, a list of features) is tried: with the layer's
-output and the BatchNorm's running mean shifted alike, the network must give what it gave.
+output and the BatchNorm's running mean shifted alike, the network must give what it gave, next to what it gives where
+the output alone is shifted. It is tried in float32: what half precision rounds away would hide a connection.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import divisible, evaluating, samples_of, tensors_in
+from rankfold.batches import divisible, evaluating, mapped, samples_of, tensors_in
+from rankfold.objectives.answer import named_tensors
 from rankfold.observe import after, before, first_of
 
 _FEW = 8  # samples on which it is tried
-_SAME = 1e-3  # of the largest output: rounding, where a mean is moved by about its own size
+_SAME = 1e-3  # of the largest output, and of what one shift without the other does to it
+_ROUNDED = 32  # times the rounding of the largest output: of sums, where a mean is moved by about its own size
 
 Pair = tuple[str, str]  # a layer and the BatchNorm behind it
 
@@ -77,7 +80,7 @@ class Absorbers:
 
     def of(self, site: str) -> str | None:
         """The BatchNorm that took every output of ``site``, and nothing else, and that alone reads it; None if there is
-        none. Cost: once for all sites two passes of a few samples, and more where outputs are read elsewhere."""
+        none. Cost: once for all sites three passes of a few samples, and more where outputs are read elsewhere."""
         return self._alone.get(site)
 
     @cached_property
@@ -90,24 +93,28 @@ class Absorbers:
         if not pairs or self._given is None:
             return {}
         with suppress(RuntimeError, ValueError, TypeError, IndexError), evaluating(self._modules[""]):
-            return dict(self._unread(pairs, self._outputs_with(())))
+            usual = self._outputs_with(())
+            return dict(self._unread(pairs, usual)) if usual else {}  # where nothing is seen, nothing is known
         return {}  # a model of a fixed batch
 
     def _unread(self, pairs: Sequence[Pair], usual: list[Tensor]) -> list[Pair]:
         """Those of the pairs between which nothing else reads."""
-        if _alike(usual, self._outputs_with(pairs)):
+        if _alike(usual, self._outputs_with(pairs), self._outputs_with(pairs, norms=False)):
             return list(pairs)
         half = len(pairs) // 2
         return [each for part in (pairs[:half], pairs[half:]) if half for each in self._unread(part, usual)]
 
-    def _outputs_with(self, pairs: Sequence[Pair]) -> list[Tensor]:
-        """What the model gives where what is handed on between the layers and BatchNorms of ``pairs`` is shifted."""
-        args, kwargs = self._given
+    def _outputs_with(self, pairs: Sequence[Pair], norms: bool = True) -> list[Tensor]:
+        """What the model gives where what is handed on between the layers and BatchNorms of ``pairs`` is shifted;
+        without ``norms`` the outputs of these layers alone."""
+        root = self._modules[""]
         with ExitStack() as stack:
             for number, (site, norm) in enumerate(pairs):
-                stack.enter_context(_shifted(self._modules[site], self._modules[norm], number))
-            output = self._modules[""](*args, **kwargs)
-        return [tensor.detach().clone() for tensor in tensors_in(output)]
+                stack.enter_context(_shifted(self._modules[site], self._modules[norm], number, norms))
+            state = (*root.named_parameters(), *root.named_buffers())
+            single = {name: _single(tensor) for name, tensor in state if tensor is not _single(tensor)}
+            output = torch.func.functional_call(root, single, *mapped(self._given, _single))
+        return [tensor.detach().clone() for _, tensor in named_tensors(output) if tensor.is_floating_point()]
 
 
 def _few(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -115,17 +122,23 @@ def _few(args: tuple, kwargs: dict) -> tuple[tuple, dict]:
     return samples_of((args, kwargs), size, slice(_FEW)) if divisible((args, kwargs), size) else (args, kwargs)
 
 
+def _single(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
 @contextmanager
-def _shifted(layer: nn.Module, norm: nn.Module, seed: int) -> Iterator[None]:
-    """The layer's output and the running mean, both further by about what that mean and the deviation are."""
+def _shifted(layer: nn.Module, norm: nn.Module, seed: int, norms: bool) -> Iterator[None]:
+    """The layer's output and, with ``norms``, the running mean, both further by about what that mean and the deviation
+    are."""
     mean, deviation = norm.get_buffer("running_mean"), norm.get_buffer("running_var").sqrt()
     drawn = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed)).to(mean)
-    shift = drawn * (mean.abs() + deviation)
+    wide = _single(mean)
+    shift = drawn * (wide.abs() + deviation)
 
     def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
         return output + shift.to(output).reshape(-1, *(1,) * (output.dim() - 2))
 
-    norm._buffers["running_mean"] = mean + shift
+    norm._buffers["running_mean"] = wide + shift if norms else mean
     try:
         with after(None, {layer: hook}):
             yield
@@ -133,13 +146,13 @@ def _shifted(layer: nn.Module, norm: nn.Module, seed: int) -> Iterator[None]:
         norm._buffers["running_mean"] = mean
 
 
-def _alike(usual: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    return len(usual) == len(others) and all(
-        a.shape == b.shape and (not a.numel() or bool((a - b).abs().max() <= _rounding(a) * a.abs().max()))
-        for a, b in zip(usual, others, strict=True)
-        if a.is_floating_point()
-    )
+def _alike(usual: Sequence[Tensor], both: Sequence[Tensor], alone: Sequence[Tensor]) -> bool:
+    """Whether ``both`` shifts leave the outputs as they are, next to what one ``alone`` makes of them."""
+    return len(usual) == len(both) == len(alone) and all(map(_same, usual, both, alone))
 
 
-def _rounding(values: Tensor) -> float:
-    return max(_SAME, 32 * torch.finfo(values.dtype).eps)
+def _same(usual: Tensor, both: Tensor, alone: Tensor) -> bool:
+    if not usual.shape == both.shape == alone.shape or not usual.numel():
+        return usual.shape == both.shape
+    size, moved, other = (float(x.abs().max()) for x in (usual, both - usual, alone - usual))
+    return moved <= max(_ROUNDED * torch.finfo(usual.dtype).eps * size, _SAME * min(size, other))

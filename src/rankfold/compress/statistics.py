@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ from rankfold.linalg import Moments, NonFiniteError
 from rankfold.objectives import Objective, ObjectiveError, Teacher
 from rankfold.objectives.answer import unpadded
 from rankfold.observe import PAGES, Samples, after, first_of
+from rankfold.observe.halves import WHOLE, halves
 from rankfold.observe.passes import Place, apart, held, laid_out, layout_for
 from rankfold.run.processes.memory import give_back
 from rankfold.run.processes.team import Team
@@ -157,6 +159,8 @@ def gather(
     first, places = next(batches, None), dict[str, Place]()
     if first is not None and not hasattr(root, PAGES):  # such weights are read block by block
         places = dict(apart(root, first[1], modules).places)
+    fed = WHOLE if first is None else halves(root, first[1], modules)
+    called: Counter[str] = Counter()  # in the pass of one batch
 
     def watch(site: Site) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
@@ -166,7 +170,9 @@ def gather(
                 found.tokens[site.name] = found.tokens.get(site.name, torch.zeros_like(given)) + given
             parts = found.moments.setdefault(site.name, {})
             place = places.get(site.name, Place())
-            mask = None if rows.dim() > 2 else _counted(output, place, batch)
+            decodes = fed.decodes(site.name, called[site.name])
+            called[site.name] += 1
+            mask = None if rows.dim() > 2 else _counted(output, place, batch, decodes)
             for side, part in _parted(rows, back, place.blocks(output.shape, len(back)), mask):
                 if side not in parts:
                     parts[side] = Moments(rows.shape[-1], groups=rows.shape[0] if rows.dim() == 3 else None)
@@ -193,6 +199,7 @@ def gather(
             found.samples += size
             if index not in seen:
                 continue
+            called.clear()
             output = run(index, batch)
             if objective is not None and comparable:
                 try:
@@ -213,11 +220,12 @@ def _of_all(found: Gathered, team: Team) -> Gathered:
     return found
 
 
-def _counted(output: Tensor, place: Place, batch: Any) -> Tensor | None:
-    """Which positions of ``output`` are no padding, in the order of its rows; None where the batch does not say."""
+def _counted(output: Tensor, place: Place, batch: Any, decodes: bool | None) -> Tensor | None:
+    """Which positions of ``output`` are no padding, in the order of its rows; None where the batch does not say.
+    ``decodes``: whether they are those of a decoder beside an encoder."""
     if place.inner or place.axis not in (0, 1):
         return None
-    mask = unpadded(output.movedim(place.axis, 0), batch)
+    mask = unpadded(output.movedim(place.axis, 0), batch, decodes)
     return None if mask is None else mask.movedim(0, place.axis)
 
 

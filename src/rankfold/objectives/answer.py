@@ -10,7 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rankfold.batches import labels_of
 from rankfold.linalg.brief import brief
+
+IGNORE = -100  # a label that counts nowhere
+FED = "decoder_input_ids", "decoder_inputs_embeds"  # what a decoder beside an encoder reads
 
 # what a model hands on besides its answer: caches, states of its layers, a loss it computed itself
 INTERNAL = (
@@ -171,12 +175,34 @@ def attention_mask(batch: Any) -> Tensor | None:
     return named_input(batch, "attention_mask")
 
 
-def unpadded(values: Tensor, batch: Any) -> Tensor | None:
-    """(N, length), which tokens of ``values`` (N, length, C) are no padding; None where the batch does not say, as for
-    a decoder beside an encoder, whose mask it is."""
-    mask = attention_mask(batch)
+def decoded(output: Any, batch: Any) -> bool:
+    """Whether an output is of a decoder beside an encoder, as its type or what the batch feeds it says."""
+    return type(output).__name__.startswith("Seq2Seq") or _fed(batch)
+
+
+def _fed(batch: Any) -> bool:
+    return any(named_input(batch, name) is not None for name in FED)
+
+
+def unpadded(values: Tensor, batch: Any, decoder: bool | None = None) -> Tensor | None:
+    """(N, length), which tokens of ``values`` (N, length, C) are no padding; None where the batch does not say.
+
+    ``decoder``: whether they are those of a decoder beside an encoder, whose mask is its own, or that of its labels;
+    None: it is not known, so that beside a decoder nothing is.
+    """
+    if decoder is None and _fed(batch):
+        return None
+    mask = _of_decoder(batch) if decoder else attention_mask(batch)
     if mask is None or values.dim() != 3 or mask.shape != values.shape[:2]:
         return None
-    if named_input(batch, "decoder_input_ids") is not None:
-        return None
     return mask.to(values.device).bool()
+
+
+def _of_decoder(batch: Any) -> Tensor | None:
+    """Which tokens of a decoder are no padding; of one that is fed nothing of its own, those that the encoder reads."""
+    mask, labels = named_input(batch, "decoder_attention_mask"), labels_of(batch)
+    if mask is not None:
+        return mask
+    if isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point():
+        return labels != IGNORE
+    return None if _fed(batch) else attention_mask(batch)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rankfold.batches import labels_of
 from rankfold.objectives import compare
-from rankfold.objectives.answer import Answer, counting_tensors, single, unpadded
+from rankfold.objectives.answer import Answer, counting_tensors, decoded, single, unpadded
 from rankfold.objectives.evaluation import Figure, Figures, ObjectiveError
 from rankfold.objectives.units import CHANGE
 
@@ -59,9 +59,9 @@ class Objective:
     def answers(self, output: Any, batch: Any = None) -> tuple[Answer, ...]:
         """The tensors of an output that count: by default each floating one, as plain numbers."""
         found = tuple(
-            Answer(single(tensor.masked_fill(gone, 0)), counted=unpadded(tensor, batch), name=name, masked=single(gone))
+            Answer(single(tensor.masked_fill(gone, 0)), counted=counted, name=name, masked=single(gone))
             for name, tensor in counting_tensors(output)
-            for gone in (tensor.isinf(),)
+            for gone, counted in ((tensor.isinf(), unpadded(tensor, batch, decoded(output, batch))),)
         )
         if not found:
             raise ObjectiveError(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from rankfold.batches import batches_of, copied, size_of
 from rankfold.compress.applying.apply import prepare_
 from rankfold.compress.applying.layer import filled, place_
+from rankfold.compress.layerwise.astray import FEW, astray
 from rankfold.compress.layerwise.kept import keeping
 from rankfold.compress.layerwise.pairs import FOLDS, Pairs, bytes_beside, bytes_needed
 from rankfold.compress.layerwise.shelf import Shelf
@@ -78,14 +79,15 @@ def fit_layers(task: Task, entries: Sequence[Entry]) -> FittedNetwork:
         pages = getattr(original, PAGES, None)
         if pages is not None:
             chain = replace(pages.chain, spans=spans_of(pages.chain, names))
-            return _Fit(task, entries, chain, pages).run(few)
+            return _Fit(task, entries, chain, pages=pages).run(few)
         chain = find_chain(original, few, names)
+        lost = astray(original, next(batches_of(task.seen.data, FEW, FEW)), changed)
         try:
-            return _Fit(task, entries, chain).run(few)
+            return _Fit(task, entries, chain, lost).run(few)
         except AnotherWay:  # the calls depend on the data
             groups = tuple(group for span in chain.spans for group in span.groups)
             whole = Chain(chain.calls, (Span(None, None, groups),), steady=False)
-            return _Fit(task, entries, whole).run(few)
+            return _Fit(task, entries, whole, lost).run(few)
 
 
 def refittable(original: nn.Module, site: Site) -> bool:
@@ -112,9 +114,13 @@ def partition(sites: Sequence[Site], needs: Callable[[Site], int], memory: int |
 
 
 class _Fit:
-    """One fit of all layers."""
+    """One fit of all layers; those ``astray`` have no rows that can be paired."""
 
-    def __init__(self, task: Task, entries: Sequence[Entry], chain: Chain, pages: Pages | None = None) -> None:
+    def __init__(
+        self, task: Task, entries: Sequence[Entry], chain: Chain, astray: frozenset[str] = frozenset(),
+        pages: Pages | None = None,
+    ) -> None:  # fmt: skip
+        self.astray = astray
         self.task, self.order, self.chain = task, [entry.site for entry in entries], chain
         self.shelf = None if pages is None else Shelf(pages, task.found)
         self.known = {entry.site: entry for entry in entries}
@@ -139,11 +145,11 @@ class _Fit:
             stack.enter_context(intercepting())
             limit = task.seen.memory if self.shelf is None else 0
             kept = stack.enter_context(keeping(self._needed(few), limit, task.directory))
-            beyond = frozenset(name for name in sites if not self._fits([sites[name]]))
+            beyond = self._beyond(sites)
             if self.memory is not None:
                 inside = [[[sites[name] for name in group if name in sites] for group in s.groups] for s in spans]
                 self.memory -= max((bytes_beside(groups, beyond) for groups in inside), default=0)
-                beyond = frozenset(name for name in sites if not self._fits([sites[name]]))
+                beyond = self._beyond(sites)
             sweep = self.sweep = Sweep(
                 task.original, self.current, self.chain, sites, task.seen, task.judges, kept, task.method.rows,
                 self.weighs, beyond, () if self.shelf is None else self.shelf.pages.watched,
@@ -158,6 +164,10 @@ class _Fit:
         many = [len(span.groups) for span in spans if len(span.groups) > MANY and not self.chain.steady]
         notes = (NO_CHAIN.format(groups=max(many)),) if many else ()
         return FittedNetwork(self.current, order, self.fitted, self.losses, sweep.passes, loss, alone, notes)
+
+    def _beyond(self, sites: Mapping[str, Site]) -> frozenset[str]:
+        """Those of which no pairs are gathered: the original's moments are instead."""
+        return self.astray | {name for name, site in sites.items() if not self._fits([site])}
 
     def _block(self, sweep: Sweep, number: int, span: Span) -> None:
         """Fit the groups of one block and go on to the next. Of one whose weights come from the disk what has become

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rankfold.compress.layerwise.preactivations import Followed, Following
 from rankfold.objectives.answer import unpadded
 from rankfold.observe import after, first_of
+from rankfold.observe.halves import Halves
 from rankfold.sites import Site
 
 
@@ -22,20 +23,21 @@ class Seen:
     inputs: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
     followed: Followed | None = None
+    decodes: bool | None = None  # whether its rows are tokens of a decoder beside an encoder
 
 
 class Looking(Following):
     """Watches a pass of ``network`` at some sites within a ``with`` block: what they are given and give, and what
     stands behind them. ``taken`` after each pass. ``calls``: see ``Following``."""
 
-    def __init__(self, network: nn.Module, sites: Sequence[Site], calls: int | None) -> None:
-        self.sites = sites
+    def __init__(self, network: nn.Module, sites: Sequence[Site], calls: int | None, halves: Halves) -> None:
+        self.sites, self.halves = sites, halves
         super().__init__(calls)
         self._watched = {network.get_submodule(site.name): self._watch(site.name) for site in sites}
 
     def begin(self) -> None:
         super().begin()
-        self.seen = {site.name: Seen() for site in self.sites}
+        self.seen = {site.name: Seen(decodes=self.halves.decodes(site.name)) for site in self.sites}
 
     def taken(self) -> dict[str, Seen]:
         """What was seen since the last time."""
@@ -110,5 +112,6 @@ def wide(rows: Tensor) -> Tensor:
 
 def counted(rows: Tensor, seen: Seen, batch: Any) -> Tensor | None:
     """(N,) which rows of a batch of padded sequences are tokens; None where all of them count."""
-    mask = unpadded(seen.outputs[0], batch) if len(seen.outputs) == 1 and rows.dim() == 2 else None
+    single = len(seen.outputs) == 1 and rows.dim() == 2
+    mask = unpadded(seen.outputs[0], batch, seen.decodes) if single else None
     return None if mask is None or mask.numel() != len(rows) else mask.flatten().to(rows.device)

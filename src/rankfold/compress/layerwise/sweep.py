@@ -28,6 +28,7 @@ from rankfold.compress.layerwise.preactivations import Followed
 from rankfold.linalg import Moments
 from rankfold.objectives import Evaluation, Objective
 from rankfold.observe import Chain, Replay, Samples, Span, State, Tape, Taping
+from rankfold.observe.halves import halves
 from rankfold.observe.passes import laid_out, layout_for
 from rankfold.sites import Site
 
@@ -74,6 +75,7 @@ class Sweep:
         self.theirs = Replay(self.chain, self.original, names)
         self.ours = Replay(self.chain, self.current, names, self.theirs.shapes)
         self.layout = layout_for(self.original, self.seen.data)
+        self.halves = halves(self.original, next(batch for _, batch in self.seen.batches()), self.sites)
         self.samples = sum(size_of(batch) for _, batch in self.seen.batches()) if self.rows else 0
         self.alone = len(list(zip(range(2), self.seen.batches(), strict=False))) < 2
         self.tapes: dict[str, Tape] = {}
@@ -112,7 +114,9 @@ class Sweep:
         self.waiting = set(names)
         found = (bundle for group in groups for bundle in bundles([self.sites[name] for name in group]))
         self.shared = {site.name: bundle[0].name for bundle in found for site in bundle}
-        looking = Looking(self.original, [self.sites[name] for name in names], self._calls(names) if last else None)
+        looking = Looking(
+            self.original, [self.sites[name] for name in names], self._calls(names) if last else None, self.halves
+        )
         with self.seen.team.agreed():
             for index, part, batch in self.batches():
                 cut = frozenset(names) if some else frozenset()
@@ -183,7 +187,7 @@ class Sweep:
         sites = [self.sites[name] for name in group]
         found = Collected(sites, self.rows, self.samples)
         self.passes.fitting += 1
-        looking = Looking(self.current, sites, self._calls(group))
+        looking = Looking(self.current, sites, self._calls(group), self.halves)
         self.ours.look()
         with self.seen.team.agreed():
             for index, part, batch in self.batches():

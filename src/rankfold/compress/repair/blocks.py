@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rankfold.objectives.answer import named_tensors, unpadded
 from rankfold.observe import after
+from rankfold.observe.halves import WHOLE, Halves
 from rankfold.sites import factored_layers
 
 Given = Mapping[str, Sequence[Tensor]]
@@ -92,11 +93,12 @@ def noted(root: nn.Module, names: Sequence[str]) -> Iterator[dict[str, list[Tens
         yield given
 
 
-def blocks_off(given: Given, wanted: Given, batch: Any) -> Tensor:
+def blocks_off(given: Given, wanted: Given, batch: Any, halves: Halves = WHOLE) -> Tensor:
     """The mean over the blocks of how far each position is off, as a share of its own energy; padding counts nowhere,
-    nor what has another shape than in the original. Zero where there is nothing to compare."""
+    nor what has another shape than in the original. Zero where there is nothing to compare. ``halves``: which blocks
+    are of a decoder beside an encoder."""
     shares = [
-        _share(x, then, batch)
+        _share(x, then, batch, halves.decodes(name))
         for name, found in given.items()
         for x, then in zip(found, wanted.get(name, ()))
         if x.shape == then.shape and x.dim() > 1
@@ -104,9 +106,9 @@ def blocks_off(given: Given, wanted: Given, batch: Any) -> Tensor:
     return torch.stack(shares).mean() if shares else torch.zeros(())
 
 
-def _share(x: Tensor, wanted: Tensor, batch: Any) -> Tensor:
+def _share(x: Tensor, wanted: Tensor, batch: Any, decodes: bool | None) -> Tensor:
     """Positions are rows of the last axis; of a map (samples, channels, places …) its samples are."""
-    mask = unpadded(x, batch)
+    mask = unpadded(x, batch, decodes)
     if mask is not None:
         x, wanted = x[mask], wanted[mask]
     x, wanted = _unmasked(x, wanted)

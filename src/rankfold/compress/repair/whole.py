@@ -18,6 +18,7 @@ from rankfold.compress.repair.turning import Turning, rate_for
 from rankfold.costs import evaluating
 from rankfold.objectives import Objective
 from rankfold.observe import Samples
+from rankfold.observe.halves import halves
 from rankfold.run.processes.memory import available
 from rankfold.run.progress import Progress
 from rankfold.sites import without_fused_attention
@@ -76,6 +77,7 @@ def tune_whole_(
         stack.enter_context(without_fused_attention())
         stack.enter_context(gradients_of(root, trained))
         inside = blocks_of_both(root, original)
+        parted = halves(original, taught[0], inside)
         judged = _Judged(original, judges, objective)
         best = before = judged.divergence(root)
         kept, at = [parameter.detach().clone() for parameter in trained], 0
@@ -90,7 +92,7 @@ def tune_whole_(
             with torch.enable_grad(), noted(root, inside) as given:
                 loss = objective.distance(forward(root, batch), wanted, batch)
                 optimizer.zero_grad()
-                beside = blocks_off(given, asked, batch)
+                beside = blocks_off(given, asked, batch, parted)
                 weight = _balance(loss, beside) if weight is None else weight
                 loss = loss + weight * beside
                 differentiate(loss, "whole")

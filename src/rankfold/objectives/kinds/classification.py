@@ -10,12 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rankfold.objectives.answer import Answer, main_tensor, of_classes, unpadded
+from rankfold.objectives.answer import IGNORE, Answer, decoded, main_tensor, of_classes, unpadded
 from rankfold.objectives.base import Objective
 from rankfold.objectives.evaluation import Figure, ObjectiveError
 from rankfold.objectives.units import NATS
-
-IGNORE = -100
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,9 @@ class Classification(Objective):
             raise ObjectiveError(
                 f"{self.name}: the model must give outputs of shape (N, classes, …), and gives {tuple(values.shape)}"
             )
-        return (of_classes(values.movedim(self.axis, -1), self._counted(values, batch)),)
+        return (of_classes(values.movedim(self.axis, -1), self._counted(values, output, batch)),)
 
-    def _counted(self, values: Tensor, batch: Any) -> Tensor | None:
+    def _counted(self, values: Tensor, output: Any, batch: Any) -> Tensor | None:
         return None
 
     def pair(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
@@ -181,5 +179,5 @@ class TokenClassification(Classification):
     axis: int = -1
     name: str = "token-classification"
 
-    def _counted(self, values: Tensor, batch: Any) -> Tensor | None:
-        return unpadded(values, batch)
+    def _counted(self, values: Tensor, output: Any, batch: Any) -> Tensor | None:
+        return unpadded(values, batch, decoded(output, batch))

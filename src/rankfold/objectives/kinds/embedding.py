@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rankfold.batches import size_of
-from rankfold.objectives.answer import Answer, attention_mask, main_tensor
+from rankfold.objectives.answer import Answer, decoded, main_tensor, unpadded
 from rankfold.objectives.base import Objective, Scales
 from rankfold.objectives.evaluation import Figure, ObjectiveError
 from rankfold.objectives.units import COSINE
@@ -52,8 +52,8 @@ class Embedding(Objective):
                 f"{self.name}: the model must give outputs of shape (N, d) or (N, tokens, d), and gives "
                 f"{tuple(values.shape)}"
             )
-        mask = attention_mask(batch)
-        if mask is None or mask.shape != values.shape[:2]:
+        mask = unpadded(values, batch, decoded(output, batch))
+        if mask is None:
             return values.mean(1)
         kept = mask.to(values).unsqueeze(-1)
         return (values * kept).sum(1) / kept.sum(1).clamp_min(1)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rankfold.batches import labels_of
-from rankfold.objectives.answer import attention_mask, named_input, unpadded
+from rankfold.objectives.answer import attention_mask, decoded, named_input, unpadded
 from rankfold.objectives.evaluation import Figure, ObjectiveError
 from rankfold.objectives.kinds.classification import Classification, likeliest
 from rankfold.objectives.units import TOKEN
@@ -48,14 +48,12 @@ class CausalLanguageModel(Classification):
     diverges_in: ClassVar[str] = TOKEN
 
     def target(self, batch: Any) -> Tensor:
-        """Position t holds token t + 1; the last position is left out."""
+        """Position t holds token t + 1; the last position is left out, and so is padding, and what it would predict:
+        with padding in front the first token."""
         if not self.shift:
             return super().target(batch)
         tokens = labels_of(batch)
-        if tokens is None and named_input(batch, "input_ids") is not None:
-            tokens, mask = named_input(batch, "input_ids"), attention_mask(batch)
-            if tokens is not None and mask is not None and mask.shape == tokens.shape:
-                tokens = tokens.masked_fill(mask == 0, self.ignore)
+        tokens = named_input(batch, "input_ids") if tokens is None else tokens
         inputs = batch[0] if isinstance(batch, tuple | list) else batch
         if tokens is None and isinstance(inputs, Tensor) and not inputs.is_floating_point():
             tokens = inputs
@@ -66,10 +64,14 @@ class CausalLanguageModel(Classification):
             )
         shifted = tokens.new_full(tokens.shape, self.ignore)
         shifted[:, :-1] = tokens[:, 1:]
+        mask = attention_mask(batch)
+        if mask is not None and mask.shape == tokens.shape:
+            padding = (mask == 0).to(shifted.device)
+            shifted[:, :-1].masked_fill_(padding[:, :-1] | padding[:, 1:], self.ignore)
         return shifted
 
-    def _counted(self, values: Tensor, batch: Any) -> Tensor | None:
-        return unpadded(values, batch)
+    def _counted(self, values: Tensor, output: Any, batch: Any) -> Tensor | None:
+        return unpadded(values, batch, decoded(output, batch))
 
     @property
     def compares(self) -> bool:
