@@ -6,17 +6,14 @@ from networks import network
 from torch import nn
 
 import rankfold as rf
+from rankfold.adapt.extraction.metric import metrics
 from rankfold.compress.repair.blocks import blocks_off
 from rankfold.compress.statistics import calibrate
 from rankfold.objectives.answer import unpadded
 from rankfold.observe.halves import halves
 from rankfold.sites import sites
 
-LENGTH, READ, WRITTEN = (
-    10,
-    3,
-    7,
-)  # of eight samples: as both are padded, what counts of what is read, and of the answers
+LENGTH, READ, WRITTEN = 10, 3, 7  # both are padded: what counts of what is read, and of the answers
 KINDS = ("labels", "labels and inputs", "a mask and inputs", "a mask")
 
 
@@ -132,3 +129,15 @@ def test_a_layer_of_both_halves_is_told_call_by_call():
 def test_models_of_one_half_are_not_run_for_it(monkeypatch):
     monkeypatch.setattr("rankfold.observe.halves.forward", None)
     assert halves(nn.Linear(3, 3), torch.randn(4, 3), [""]).decodes("") is None
+
+
+@pytest.mark.parametrize("kind", KINDS[1:3])
+def test_an_update_is_measured_by_what_counts_of_either_half(kind):
+    found = []
+    for noise in (0, 5):
+        model, batch = two_texts(kind, noise)
+        chosen = tuple(sites(model))
+        found.append(metrics(model, [batch], chosen, rf.CausalLanguageModel(shift=False)))
+    assert any("encoder" in name for name in found[0])
+    for name, known in found[0].items():
+        torch.testing.assert_close(known.inputs, found[1][name].inputs, msg=name)

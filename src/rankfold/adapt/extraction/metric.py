@@ -21,6 +21,7 @@ from rankfold.linalg.on_data.bottleneck import root_of
 from rankfold.objectives import Objective
 from rankfold.objectives.answer import unpadded
 from rankfold.observe import Samples, after, first_of
+from rankfold.observe.halves import WHOLE, halves
 from rankfold.observe.passes import laid_out, layout_for
 from rankfold.run.processes.memory import amount, available
 from rankfold.run.progress import Progress
@@ -99,19 +100,21 @@ def _inputs(root: nn.Module, seen: Samples, chosen: tuple[Site, ...], progress: 
     """E[x xᵀ] of one row at the inputs of each site, about zero: an update has no bias to take the mean."""
     moments: dict[str, Moments] = {}
     batch: Any = None
+    layout, done = layout_for(root, seen.data), 0
+    first = next((laid_out(given, layout) for _, given in seen.mine()), None)
+    fed = WHOLE if first is None else halves(root, first, [site.name for site in chosen])
 
     def watch(site: Site) -> Any:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:
             pair = site.layer.paired_rows(module, first_of(args, kwargs), output)
             if pair is None:
                 return
-            mask = unpadded(output, batch)
+            mask = unpadded(output, batch, fed.decodes(site.name))
             rows = pair[0] if mask is None else pair[0][mask.flatten().bool().to(pair[0].device)]
             moments.setdefault(site.name, Moments(rows.shape[-1])).update(rows)
 
         return hook
 
-    layout, done = layout_for(root, seen.data), 0
     with after(root, {site.name: watch(site) for site in chosen}):
         for _, batch in seen.mine():
             forward(root, laid_out(batch, layout))
