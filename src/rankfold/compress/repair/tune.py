@@ -201,7 +201,7 @@ def _tune_block(
             warnings.warn(
                 f"{name}: no sample of the data reaches this block in both networks, so that it was not tuned: give "
                 "data that reach it, or leave it as it is",
-                stacklevel=2,
+                stacklevel=5,
             )
             return ()
         before = _error(block, examples)
