@@ -102,3 +102,13 @@ def test_a_batch_of_no_samples_is_refused(tmp_path):
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
         restore(None, None, None, RestoreSettings(batch_size=0), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_network_whose_layers_have_three_factors_is_restored():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4)).eval()
+        data = list(torch.randn(64, 3, 8, 8).split(16))
+    small = rf.apply_(copy.deepcopy(model), rf.plan(model, rf.Ranks({"2": 3}), "tucker", data))
+    found = restore_(small, model, data, params=80, steps=30, batch_size=16)
+    assert found.after < found.before

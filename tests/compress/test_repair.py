@@ -103,8 +103,10 @@ def test_moments_are_those_of_float64_rows(shape, axes, dtype, offset, at_once, 
     deviation = rows.var(0, unbiased=False).sqrt()
     # of single rows on a coarse grid the deviation may be nothing: then rounding is measured against the values
     unit = deviation + torch.finfo(torch.float64 if dtype is torch.float64 else torch.float32).eps * rows.abs().amax(0)
-    mean, variance = moments(x, at_once)
-    assert mean.dtype == variance.dtype == torch.float64
+    count, mean, square = moments(x, at_once)
+    assert count.dtype == mean.dtype == square.dtype == torch.float64
+    assert bool((count == len(rows)).all())
+    variance = square / count
     assert bool(((mean - rows.mean(0)).abs() <= 1e-6 * unit).all())
     assert bool(((variance - deviation.square()).abs() <= 2e-6 * unit.square()).all())
 
@@ -115,29 +117,30 @@ def test_moments_take_no_copy_of_the_activations():
     exact = x.double().var((0, 2, 3), unbiased=False)
     naive = x.square().mean((0, 2, 3)) - x.mean((0, 2, 3)).square()
     assert bool(((naive.double() / exact - 1).abs() > 1e-3).any())
-    assert bool(((moments(x)[1] / exact - 1).abs() < 1e-6).all())
+    assert bool(((moments(x)[2] / (64 * 256) / exact - 1).abs() < 1e-6).all())
 
 
 def naive_reestimate_(model: nn.Module, original: nn.Module, batches: list[Tensor]) -> None:
-    """The formula, norm after norm, batch after batch, on float64 rows."""
+    """The formula, norm after norm, batch after batch, on the float64 rows of all batches so far."""
     norms = [name for name, module in original.named_modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     start = {name: copy.deepcopy(original.get_submodule(name)) for name in norms}
-    sums = {name: torch.zeros(4, len(start[name].running_mean), dtype=torch.float64) for name in norms}
+    here: dict[str, list[Tensor]] = {name: [] for name in norms}
+    there: dict[str, list[Tensor]] = {name: [] for name in norms}
 
-    def met(network: nn.Module, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    def met(network: nn.Module, name: str, x: Tensor) -> Tensor:
         seen = []
         handle = network.get_submodule(name).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         with torch.no_grad():
             network(x)
         handle.remove()
-        rows = seen[0].double().movedim(1, -1).reshape(-1, seen[0].shape[1])
-        return rows.mean(0), rows.var(0, unbiased=False)
+        return seen[0].double().movedim(1, -1).reshape(-1, seen[0].shape[1])
 
-    for count, x in enumerate(batches, start=1):
+    for x in batches:
         for name in norms:  # each after those before it have been corrected with this batch
-            (m, v), (m0, v0) = met(model, name, x), met(original, name, x)
-            sums[name] += torch.stack([m, m0, v, v0])
-            m, m0, v, v0 = sums[name] / count
+            here[name].append(met(model, name, x))
+            there[name].append(met(original, name, x))
+            rows, rows0 = torch.cat(here[name]), torch.cat(there[name])
+            m, m0, v, v0 = rows.mean(0), rows0.mean(0), rows.var(0, unbiased=False), rows0.var(0, unbiased=False)
             norm, before = model.get_submodule(name), start[name]
             norm.running_mean.copy_(m + (before.running_mean - m0) * (v / v0).sqrt())
             norm.running_var.copy_(before.running_var * v / v0)
@@ -198,3 +201,59 @@ def test_a_network_that_takes_no_channels_last_is_run_as_it_is():
     naive_reestimate_(expected.body, original.body, [samples()])
     for name, value in model.state_dict().items():
         assert torch.allclose(value, expected.state_dict()[name], rtol=1e-5, atol=1e-5), name
+
+
+@pytest.mark.parametrize("rows", [64, 2, 1])
+@pytest.mark.parametrize("sorted_", [False, True], ids=["as they come", "sorted"])
+def test_how_the_data_lie_in_batches_is_all_one(rows, sorted_):
+    """What lies between batches counts too: in batches of one sample that is all there is."""
+    original, x = two_layers()
+    model = compressed_first(original)
+    if sorted_:
+        x = x[(x @ torch.linalg.svd(original[0].weight.detach())[2][0]).argsort()]
+    assert reestimate_(model, original, x, batch_size=rows) == ("1",)
+    with torch.no_grad():
+        wide, then = model[0](x).double().var(0), original[0](x).double().var(0)
+    expected = original[1].running_var * wide / then
+    assert torch.allclose(model[1].running_var.double(), expected, rtol=1e-4)
+    assert float((wide / then - 1).abs().mean()) > 0.2  # there was something to correct
+
+
+def two_layers() -> tuple[nn.Sequential, Tensor]:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32)), torch.randn(256, 16)
+    model.train()
+    for _ in range(40):
+        model(x)
+    return model.eval(), x
+
+
+def compressed_first(original: nn.Sequential) -> nn.Sequential:
+    model = copy.deepcopy(original)
+    left, values, right = torch.linalg.svd(model[0].weight.detach(), full_matrices=False)
+    model[0].weight.data = (left[:, :4] * values[:4]) @ right[:4]
+    return model
+
+
+@pytest.mark.parametrize("broken", ["original", "compressed"])
+def test_what_is_not_finite_is_refused_and_nothing_is_changed(broken):
+    original, x = two_layers()
+    model = compressed_first(original)
+    if broken == "original":
+        x[-1, 2] = float("nan")
+    else:
+        model[0].weight.data[3] = float("inf")
+    before = copy.deepcopy(model.state_dict())
+    said = rf"^1 \(BatchNorm1d\): .* inputs in the {broken} network are NaN or infinite: look for bad samples"
+    with pytest.raises(ValueError, match=said):
+        reestimate_(model, original, x, batch_size=64)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_an_error_in_a_later_batch_leaves_no_half_of_a_correction():
+    original, x = two_layers()
+    model = compressed_first(original)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(ValueError, match="16"):
+        reestimate_(model, original, [x[:64], x[64:128], torch.randn(8, 9)])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

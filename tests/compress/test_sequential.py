@@ -205,6 +205,21 @@ def test_any_network_is_fitted(name):
     assert not any(hooks for module in model.modules() for hooks in (module._forward_hooks, module._forward_pre_hooks))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_layers_that_nothing_stands_before_stay_what_they_are(dtype):
+    """In half precision the fit follows the rounding of the run: that is no reason to replace a layer."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 5)).to(dtype)
+    x = torch.randn(256, 8).to(dtype)
+    plan = rf.plan(net, rf.Ranks({"2": 4}), rf.ActivationAware(rounds=1), x)
+    assert [str(entry.form) for entry in plan.entries] == ["keep", str(plan["2"].form), "dense"]
+    assert plan["2"].rank == 4
+    assert plan["4"].note.startswith("fitted anew")
+    small = rf.apply_(copy.deepcopy(net), plan)
+    assert torch.equal(small[0].weight, net[0].weight)
+    assert not torch.equal(small[4].weight, net[4].weight)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_fitted(dtype):
     model, batch = network("conv_net", dtype)

@@ -472,3 +472,160 @@ def test_how_far_a_step_reaches_does_not_depend_on_how_much_gradients_are_clippe
         return moves[0]
 
     torch.testing.assert_close(first_move(1e-4), first_move(1e4))
+
+
+@pytest.mark.parametrize("objective", [None, "regression"])
+def test_inputs_and_targets_in_two_tensors_are_one_batch(objective):
+    """Targets as wide as the inputs were read as a second batch of these."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16)).eval()
+        x, y = torch.randn(64, 16), 100 * torch.randn(64, 16)
+    small = rf.apply_(copy.deepcopy(net), rf.plan(net, "params=0.6", data=(x, y)))
+    other, seen = copy.deepcopy(small), []
+    hook = net.register_forward_pre_hook(lambda module, args: seen.append(float(args[0].abs().max())))
+    told = tune_(small, net, (x, y), steps=3, objective=objective)
+    hook.remove()
+    assert seen
+    assert max(seen) == pytest.approx(float(x.abs().max()))
+    assert told == tune_(other, net, [(x, y)], steps=3, objective=objective)
+
+
+class Chosen(nn.Module):
+    """Blocks of which each batch goes through one."""
+
+    def __init__(self, used: int = 2) -> None:
+        super().__init__()
+        self.blocks, self.used = nn.ModuleList(Block(12) for _ in range(3)), used
+
+    def forward(self, x):
+        return self.blocks[int(x[0, 0] > 0) if self.used > 1 else 0](x)
+
+
+def chosen(used: int = 2) -> tuple[nn.Module, nn.Module, list[torch.Tensor]]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, data = Chosen(used).eval(), [torch.randn(32, 12) for _ in range(4)]
+    for number, x in enumerate(data):
+        x[0, 0] = number % 2 - 0.5
+    ranks = {f"blocks.{i}.{name}": 4 for i in range(3) for name in "ab"}
+    plan = rf.plan(model, rf.Ranks(ranks), "truncate", example=data[0])
+    return model, rf.apply_(copy.deepcopy(model), plan), data
+
+
+def test_a_block_learns_from_the_batches_that_reach_it():
+    model, small, data = chosen()
+    with torch.no_grad():
+        pairs = [[(small.blocks[i](x), model.blocks[i](x)) for x in data[i::2]] for i in (0, 1)]
+    off = [sum(float((a - b).square().sum() / b.square().sum()) for a, b in each) / len(each) for each in pairs]
+    before = copy.deepcopy(small.blocks[2].state_dict())
+    with pytest.warns(UserWarning, match=r"^blocks\.2: no sample of the data reaches this block in both") as warned:
+        told = tune_(small, model, data, steps=6, batch_size=32)
+    assert [str(each.filename) for each in warned] == [__file__]
+    assert [each.block for each in told] == ["blocks.0", "blocks.1"]
+    assert [each.before for each in told] == pytest.approx(off, rel=1e-4)
+    assert all(each.after < each.before for each in told)
+    assert all(torch.equal(value, before[key]) for key, value in small.blocks[2].state_dict().items())
+
+
+def test_a_block_that_the_original_alone_reaches_has_no_example():
+    model, small, data = chosen()
+    small.used = 1  # the compressed network sends all through the first one
+    with pytest.warns(UserWarning, match="reaches this block"):
+        (told,) = tune_(small, model, data, steps=4, batch_size=32)
+    assert told.block == "blocks.0"
+    with pytest.warns(UserWarning, match="reaches this block"):
+        assert tune_(small, model, data[1::2], steps=4, batch_size=32) == ()
+    with pytest.raises(ValueError, match="data is empty"):
+        tune_(small, model, [], steps=4)
+
+
+class Three(nn.Module):
+    """Three layers that read one tensor, and the row space of 8 directions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(32, 32) for _ in range(3))
+        self.o, self.e = nn.Linear(32, 64), nn.Linear(64, 6)
+        base = torch.randn(8, 32) / 6
+        for layer in (self.q, self.k, self.v):
+            layer.weight.data.copy_(torch.randn(32, 8) @ base)
+
+    def forward(self, x):
+        return self.e(self.o(torch.tanh(self.q(x)) * torch.sigmoid(self.k(x)) + self.v(x).relu()).relu())
+
+
+def sharing() -> tuple[nn.Module, nn.Module, torch.Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x = Three().eval(), torch.randn(128, 32)
+    plan = rf.plan(model, "params=0.45", data=x, forms=["shared", "factored"])
+    assert [str(plan[name].form) for name in "qkvo"] == ["shared"] * 3 + ["factored"]
+    return model, rf.apply_(copy.deepcopy(model), plan), x
+
+
+def moved(small: nn.Module, before: dict[str, torch.Tensor]) -> set[str]:
+    return {key for key, value in small.state_dict().items() if not torch.equal(value, before[key])}
+
+
+@pytest.mark.parametrize("objective", ["teacher", None], ids=["whole", "blocks"])
+def test_layers_that_share_a_factor_are_tuned(objective):
+    model, small, x = sharing()
+    before = copy.deepcopy(small.state_dict())
+    (told,) = tune_(small, model, x, steps=16, objective=objective)
+    assert told.after < told.before
+    shared = {"q.down.weight", *(f"{name}.up.{part}" for name in "qkv" for part in ("bias", "rest.weight"))}
+    assert moved(small, before) == {*shared, "o.down.weight", "o.up.weight", "o.up.bias"}
+
+
+class Apart(nn.Module):
+    """Two blocks, of which the layers of one share a factor with a layer of the other."""
+
+    def __init__(self, three: Three) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([One(three.q, three.k, three.o), Other(three.v)])
+        self.e = three.e
+
+    def forward(self, x):
+        return self.e(self.blocks[0](x, self.blocks[1](x)))
+
+
+class One(nn.Module):
+    def __init__(self, q: nn.Module, k: nn.Module, o: nn.Module) -> None:
+        super().__init__()
+        self.q, self.k, self.o = q, k, o
+
+    def forward(self, x, v):
+        return self.o(torch.tanh(self.q(x)) * torch.sigmoid(self.k(x)) + v).relu()
+
+
+class Other(nn.Module):
+    def __init__(self, v: nn.Module) -> None:
+        super().__init__()
+        self.v = v
+
+    def forward(self, x):
+        return self.v(x).relu()
+
+
+def test_what_a_block_shares_with_another_one_stays_in_both():
+    model, small, x = sharing()
+    model, small = Apart(model), Apart(small)
+    before = copy.deepcopy(small.state_dict())
+    (told,) = tune_(small, model, x, steps=8)
+    assert told.block == "blocks.0"
+    assert told.after < told.before
+    assert moved(small, before) == {f"blocks.0.o.{part}" for part in ("down.weight", "up.weight", "up.bias")}
+
+
+@pytest.mark.parametrize("method", ["tucker", "cp"])
+def test_convolutions_of_more_than_two_factors_are_tuned(method):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten(), nn.Linear(128, 4)).eval()
+        x = torch.randn(32, 3, 8, 8)
+    small = rf.apply_(copy.deepcopy(model), rf.plan(model, rf.Ranks({"2": 4}), method, x))
+    before = copy.deepcopy(small.state_dict())
+    (told,) = tune_(small, model, x, steps=12)
+    assert told.after < told.before
+    assert moved(small, before) == {key for key in before if key.startswith("2.")}

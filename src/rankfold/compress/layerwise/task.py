@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rankfold.compress.affordable import moments_bytes
@@ -21,6 +22,7 @@ from rankfold.run.progress import Progress
 from rankfold.sites import Factors, Form, Site, SiteList
 
 _ROUNDING = 1e-5
+_STEPS = 8  # of a dtype: how far the rounding of a run moves a fit to it
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +75,14 @@ def alone(task: Task, site: Site, entry: Entry, why: str, moments: Moments | Non
 
 
 def unchanged(site: Site, matrix: Tensor, solution: Solution) -> bool:
-    """Whether a layer fitted anew is what it was: nothing before it has changed, or nothing was to be gained."""
+    """Whether a layer fitted anew is what it was: nothing before it has changed, or nothing was to be gained. In half
+    precision such a fit follows what the run rounds; its error is then no more than that."""
+    step = torch.finfo(matrix.dtype).eps
+    near = max(_ROUNDING, _STEPS * step) if solution.error <= step else _ROUNDING
+    near *= float(matrix.double().norm())
     shift = solution.factors.shift
     moved = float((solution.factors.parts[0].reshape(matrix.shape) - matrix.double()).norm())
-    return moved <= _ROUNDING * float(matrix.double().norm()) and (
-        shift is None or float(shift.norm()) <= _ROUNDING * float(matrix.double().norm())
-    )
+    return moved <= near and (shift is None or float(shift.norm()) <= near)
 
 
 def told(entry: Entry, solution: Solution, priced: bool) -> Entry:

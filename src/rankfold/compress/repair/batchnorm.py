@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rankfold.batches import arguments, batches_of, forward, mapped, tensors_in
+from rankfold.batches import arguments, as_found, batches_of, forward, mapped, tensors_in
 from rankfold.costs import evaluating
+from rankfold.objectives.evaluation import joined
 from rankfold.observe import before, first_of
 from rankfold.observe.passes import fitting_layout, laid_out
 from rankfold.run.processes.memory import give_back
 from rankfold.sites import unwrap
 
-Moments = tuple[Tensor, Tensor]  # mean and variance of each channel, float64
 AT_ONCE = 1 << 18  # numbers that are centred together: 1 MB of float32, which stays in the cache
 
 
@@ -27,7 +27,7 @@ class Reference:
 
     Give the same one to ``reestimate_`` for each of several compressed copies of ``original``, which then runs on each
     batch of the data once in all, however often and in whatever order the data are read. Batches are known by their
-    content. Keeps two numbers for each channel and batch. ``original`` must not change meanwhile.
+    content. Keeps three numbers for each channel and batch. ``original`` must not change meanwhile.
     """
 
     def __init__(self, original: nn.Module) -> None:
@@ -37,7 +37,7 @@ class Reference:
             for name, module in self.model.named_modules()
             if isinstance(module, _BatchNorm) and module.running_mean is not None
         }
-        self._known: dict[str, dict[str, list[Moments]]] = {}
+        self._known: dict[str, dict[str, list[Tensor]]] = {}
         self._layout: torch.memory_format | None = None
 
     def layout(self, batch: Any) -> torch.memory_format:
@@ -46,12 +46,12 @@ class Reference:
             self._layout = fitting_layout(self.model, batch)
         return self._layout
 
-    def moments(self, batch: Any) -> dict[str, list[Moments]]:
-        """What each BatchNorm meets on ``batch``, by its name: one pair for each of its calls, in their order."""
+    def moments(self, batch: Any) -> dict[str, list[Tensor]]:
+        """What each BatchNorm meets on ``batch``, by its name: ``moments`` for each of its calls, in their order."""
         key = _digest(batch)
         if key not in self._known:
             layout = self.layout(batch)
-            met: dict[str, list[Moments]] = {name: [] for name in self.norms}
+            met: dict[str, list[Tensor]] = {name: [] for name in self.norms}
             with evaluating(self.model), before(self.model, {name: _meeting(to) for name, to in met.items()}):
                 forward(self.model, laid_out(batch, layout))
             self._known[key] = met
@@ -63,7 +63,7 @@ def has_statistics(model: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) and module.running_mean is not None for module in model.modules())
 
 
-def _meeting(to: list[Moments]) -> Callable[..., None]:
+def _meeting(to: list[Tensor]) -> Callable[..., None]:
     return lambda module, args, kwargs: to.append(moments(first_of(args, kwargs)))
 
 
@@ -77,12 +77,12 @@ def reestimate_(
 ) -> tuple[str, ...]:
     """Correct the running statistics of every BatchNorm of ``model`` in place.
 
-    Both networks run on the same batches. The variance is the original's times the ratio of the two batch variances,
-    and the mean lies as many standard deviations from the batch mean as in the original, layer after layer: every
+    Both networks run on the same batches. The variance is the original's times the ratio of the two variances over all
+    batches, and the mean lies as many standard deviations from theirs as in the original, layer after layer: every
     BatchNorm already normalises with its corrected values when the later ones are measured. What the calibration data
     differ in from the training data (augmentation, a small sample) cancels, so that nothing changes where nothing was
     compressed; measuring the statistics afresh, as is usual, would take accuracy even from the original network. Modes
-    are left as found.
+    are left as found, and all else where an error is raised.
 
     Args:
         model: compressed. BatchNorms are matched by name; those that ``original`` does not have are left alone.
@@ -95,7 +95,7 @@ def reestimate_(
         The names of the changed ones.
 
     Raises:
-        ValueError: data without a batch.
+        ValueError: data without a batch, or on which what a BatchNorm is given is not finite.
 
     Cost: one pass over the data with both networks, or with ``model`` alone where the reference knows the batches.
 
@@ -109,14 +109,15 @@ def reestimate_(
     root = unwrap(model)
     reference = original if isinstance(original, Reference) else Reference(original)
     trackers = {
-        name: _Tracker(reference.norms[name])
+        name: _Tracker(f"{name} ({type(module).__name__})", module, reference.norms[name])
         for name, module in root.named_modules()
         if isinstance(module, _BatchNorm) and module.running_mean is not None and name in reference.norms
     }
     if not trackers:
         return ()
     count, layout = 0, None
-    with evaluating(root), before(root, {name: tracker.correct for name, tracker in trackers.items()}):
+    meetings = {name: tracker.meet for name, tracker in trackers.items()}
+    with evaluating(root), as_found(root), before(root, meetings):
         for batch in batches_of(data, batch_size, samples):
             if layout is None:  # tried while no tracker expects anything
                 layout = _layout_of_both(reference, root, batch)
@@ -127,6 +128,8 @@ def reestimate_(
             count += 1
     if count == 0:
         raise ValueError("the data for the BatchNorm statistics are empty: give at least one batch")
+    for tracker in trackers.values():
+        tracker.correct_()
     give_back()
     return tuple(name for name, tracker in trackers.items() if tracker.moved)
 
@@ -140,36 +143,43 @@ def _layout_of_both(reference: Reference, root: nn.Module, batch: Any) -> torch.
 class _Tracker:
     """The running comparison of one BatchNorm with its twin in the original network."""
 
-    def __init__(self, twin: _BatchNorm) -> None:
+    def __init__(self, title: str, module: nn.Module, twin: _BatchNorm) -> None:
+        self.title, self.module = title, module
         self.mean = twin.get_buffer("running_mean").double().clone()
         self.variance = twin.get_buffer("running_var").double().clone()
-        self.expected: deque[Moments] = deque()
-        self.sums = torch.zeros(4, len(self.mean), dtype=torch.float64, device=self.mean.device)
-        self.count = 0
+        self.expected: deque[Tensor] = deque()
+        self.pooled = self.mean.new_zeros(3, 2 * len(self.mean))  # here, then in the original
         self.moved = False
 
-    def correct(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def meet(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not self.expected:  # called more often than in the original: nothing to compare with
             return
-        mean, variance = moments(first_of(args, kwargs))
-        mean_before, variance_before = self.expected.popleft()
-        self.sums += torch.stack([mean, mean_before, variance, variance_before])
-        self.count += 1
-        mean, mean_before, variance, variance_before = self.sums / self.count
+        here, there = moments(first_of(args, kwargs)), self.expected.popleft()
+        for found, which in ((there, "original"), (here, "compressed")):
+            if not bool(found.isfinite().all()):
+                raise ValueError(
+                    f"{self.title}: on the calibration data its inputs in the {which} network are NaN or infinite: "
+                    "look for bad samples, for weights before this layer that are NaN or infinite, or for overflow "
+                    "(then convert the model to float32)"
+                )
+        self.pooled = joined(self.pooled, torch.cat([here, there], 1))
+        self.correct_()
+
+    def correct_(self) -> None:
+        """Put into the BatchNorm what follows from all that was met; nothing where that is what the original meets."""
+        count, mean, square = self.pooled.unflatten(1, (2, -1))
+        (mean, mean_before), (variance, variance_before) = mean, square / count.clamp_min(1)
         ratio = variance / variance_before.clamp_min(torch.finfo(variance.dtype).tiny)
         ratio = torch.where(variance_before > 0, ratio, torch.ones_like(ratio))
-        if not self._differs(mean, mean_before, ratio):
-            return
-        module.get_buffer("running_mean").copy_(mean + (self.mean - mean_before) * ratio.sqrt())
-        module.get_buffer("running_var").copy_(self.variance * ratio)
-        self.moved = True
-
-    def _differs(self, mean: Tensor, mean_before: Tensor, ratio: Tensor) -> bool:
-        return self.moved or bool((mean != mean_before).any()) or bool((ratio != 1).any())
+        self.moved = self.moved or bool((mean != mean_before).any()) or bool((ratio != 1).any())
+        if self.moved:
+            self.module.get_buffer("running_mean").copy_(mean + (self.mean - mean_before) * ratio.sqrt())
+            self.module.get_buffer("running_var").copy_(self.variance * ratio)
 
 
-def moments(x: Tensor, at_once: int = AT_ONCE) -> Moments:
-    """Mean and variance of each channel of ``x`` (N, C, …), float64 (C,), in one pass and without a copy of ``x``.
+def moments(x: Tensor, at_once: int = AT_ONCE) -> Tensor:
+    """(3, C) float64 for each channel of ``x`` (N, C, …): how many numbers it has, their mean and the sum of their
+    squared distances from it, as ``joined`` takes them; in one pass and without a copy of ``x``.
 
     Samples are taken ``at_once`` numbers at a time, less the first sample's channel means, and summed in float32 over
     the places of one sample, in float64 over samples. A sample's mean lies at most √N standard deviations from that of
@@ -187,7 +197,8 @@ def moments(x: Tensor, at_once: int = AT_ONCE) -> Moments:
         square += centred.square_().sum(2).double().sum(0)
     count = x.numel() // max(x.shape[1], 1)
     mean = total / count
-    return mean + offset.flatten().double(), (square / count - mean.square()).clamp_min(0)
+    square = (square - count * mean.square()).clamp_min(0)
+    return torch.stack([torch.full_like(mean, count), mean + offset.flatten().double(), square])
 
 
 def _digest(batch: Any) -> str:

@@ -8,7 +8,8 @@ time where it fits, since errors of one block can be made good in another.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,7 @@ from rankfold.compress.repair.turning import RATE, Turning
 from rankfold.compress.repair.whole import Steps, gradients_of, parts_of, trainable, tune_whole_
 from rankfold.costs import evaluating
 from rankfold.layers.rounded import is_whole
+from rankfold.layers.shared import Shared
 from rankfold.objectives import Objective, Teacher, objective_named
 from rankfold.observe import Enough, after, before
 from rankfold.run.ordinary import ordinarily
@@ -87,8 +89,9 @@ def tune_(
         progress: called as ``progress(what, done, total)`` as the work goes on.
 
     Returns:
-        What was trained and what it gave. A block whose error has not fallen is left as it was; of the whole the
-        best of six looks at samples that are held back is kept, the start among them.
+        What was trained and what it gave. A block whose error has not fallen is left as it was, and so is one that no
+        sample reaches in both networks, with a warning; of the whole the best of six looks at samples that are held
+        back is kept, the start among them.
 
     Raises:
         ValueError: empty data, nothing is factored, less than one step or sample, the original is no network that the
@@ -148,14 +151,21 @@ def tune_(
     if missing is not None:
         raise ValueError(f"the original has no block {missing}: give the network that this model was made from")
     free = {id(parameter) for parameter in trainable(nn.ModuleList(layers.values()).parameters())}
-    inside = {name: [module for layer, module in layers.items() if within(layer, name)] for name in names}
-    by_block = {name: [p for module in inside[name] for p in module.parameters() if id(p) in free] for name in names}
+    inside = {name: nn.ModuleList(_inside(layers, name)) for name in names}
+    by_block = {name: [p for p in inside[name].parameters() if id(p) in free] for name in names}
     by_block = {name: trained for name, trained in by_block.items() if trained}
     for done, (name, trained) in enumerate(by_block.items()):
-        told.append(_tune_block(root, reference, name, trained, data, steps, learning_rate, samples, size))
+        told += _tune_block(root, reference, name, trained, data, steps, learning_rate, samples, size)
         if progress is not None:
             progress("tuning blocks", done + 1, len(by_block))
     return tuple(told)
+
+
+def _inside(layers: Mapping[str, nn.Module], block: str) -> list[nn.Module]:
+    """The layers of a block, less those that share a factor with one outside, which would change that one unseen."""
+    outside = {id(m.first) for name, m in layers.items() if isinstance(m, Shared) and not within(name, block)}
+    held = [module for name, module in layers.items() if within(name, block)]
+    return [module for module in held if not (isinstance(module, Shared) and id(module.first) in outside)]
 
 
 def _check_steps(steps: int, batch_size: int | None, samples: int | None, learning_rate: float | None) -> None:
@@ -179,15 +189,21 @@ class _Example:
 def _tune_block(
     root: nn.Module, reference: nn.Module, name: str, trained: list[nn.Parameter], data: Any, steps: int,
     learning_rate: float | None, samples: int | None, batch_size: int,
-) -> Tuned:  # fmt: skip
+) -> tuple[Tuned, ...]:  # fmt: skip
+    """None where no sample reaches the block."""
     block = root.get_submodule(name)
     with ExitStack() as stack:
         for network in (root, reference):
             stack.enter_context(evaluating(network))
         stack.enter_context(without_fused_attention())
-        examples = list(_examples(root, reference, name, data, samples, batch_size))
+        examples = _examples(root, reference, name, data, samples, batch_size)
         if not examples:
-            raise ValueError("the calibration data is empty: give at least one batch")
+            warnings.warn(
+                f"{name}: no sample of the data reaches this block in both networks, so that it was not tuned: give "
+                "data that reach it, or leave it as it is",
+                stacklevel=5,
+            )
+            return ()
         before = _error(block, examples)
         kept = [parameter.detach().clone() for parameter in trained]
         with torch.enable_grad(), gradients_of(root, trained):
@@ -206,13 +222,14 @@ def _tune_block(
                 for parameter, value in zip(trained, kept, strict=True):
                     parameter.copy_(value)
             after = before
-    return Tuned(name, before, after)
+    return (Tuned(name, before, after),)
 
 
 def _examples(
     root: nn.Module, reference: nn.Module, name: str, data: Any, samples: int | None, batch_size: int
-) -> Iterator[_Example]:
-    """What the block is given in the compressed network, and what it gives in the original, batch by batch."""
+) -> list[_Example]:
+    """What the block is given in the compressed network, and what it gives in the original, of each batch that reaches
+    it in both."""
     caught: dict[str, Any] = {}
 
     def given(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -225,13 +242,18 @@ def _examples(
         raise Enough
 
     with before(root, {name: given}), after(reference, {name: gives}, last=True):
-        found = []
+        found, empty = [], True
         for batch in parts_of(data, batch_size, samples):
+            empty = False
+            caught.clear()
             for network in (root, reference):
                 with suppress(Enough):
                     forward(network, batch)
-            found.append(_Example(caught["args"], caught["kwargs"], caught["output"], caught["states"]))
-    yield from found
+            if "args" in caught and "output" in caught:
+                found.append(_Example(caught["args"], caught["kwargs"], caught["output"], caught["states"]))
+    if empty:
+        raise ValueError("the calibration data is empty: give at least one batch")
+    return found
 
 
 def _states(block: nn.Module) -> list[tuple[dict[str, Any], str, Any]]:

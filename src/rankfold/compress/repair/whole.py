@@ -65,7 +65,7 @@ def tune_whole_(
     The answers of a step's few samples say little about thousands of directions; what every block gives says much more.
     """
     seen = Samples(data, how.samples, how.batch_size)
-    judges = list(parts_of(seen.judges(original), how.batch_size, judging(how, objective)))
+    judges = list(parts_of(list(seen.judges(original)), how.batch_size, judging(how, objective)))
     if not judges:
         raise ValueError("tuning is judged on samples that are held back: give at least two batches")
     taught = list(parts_of(seen.without_judges().data, how.batch_size))
@@ -132,9 +132,9 @@ def judging(how: Steps, objective: Objective) -> int:
 
 
 def parts_of(data: Any, size: int, limit: int | None = None) -> Iterator[Any]:
-    """Batches of at most ``size`` samples, also of larger ones."""
+    """``batches_of`` data, of at most ``size`` samples each, also of larger ones."""
     seen = 0
-    for batch in batches_of(list(data) if isinstance(data, tuple) else data, size):
+    for batch in batches_of(data, size):
         count = size_of(batch)
         for start in range(0, count, size):
             if limit is not None and seen >= limit:

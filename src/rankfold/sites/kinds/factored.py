@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from rankfold.forms import Convolution, Form, Layer
 from rankfold.forms.geometry import ChannelFolding
 from rankfold.forms.pivoted import stored
-from rankfold.layers import Completion, LowRankConv, LowRankEmbedding, LowRankLinear, SpatialConv2d
-from rankfold.layers.experts import LowRankEnter, LowRankLeave
+from rankfold.layers import Completion, LowRankConv, LowRankLinear, SpatialConv2d
 from rankfold.layers.residual import ResidualLinear
 from rankfold.layers.rounded import is_whole
 from rankfold.layers.shared import Shared
+from rankfold.layers.weights.refuse import RefusesWeight
 from rankfold.sites.find import sites
 from rankfold.sites.kinds.convolution import ConvLayer, read_convolution
 from rankfold.sites.kinds.linear import LinearLayer, read_linear
@@ -47,14 +47,13 @@ def factored_sites(model: nn.Module) -> SiteList:
 
 
 def factored_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """Every layer that is a product of two factors that can be trained, by name: ``factored_sites``, embeddings,
-    experts, and those over a base; not what is stored as int8."""
-    others = (LowRankEmbedding, LowRankEnter, LowRankLeave, ResidualLinear)
-    found = {site.name: model.get_submodule(site.name) for site in factored_sites(model)}
-    for name, module in model.named_modules():
-        if isinstance(module, others) and (isinstance(module, ResidualLinear) or not is_whole(module)):
-            found[name] = module
-    return found
+    """Every layer that is a product of factors that can be trained, by name: of every form, those over a base too; not
+    what is stored as int8. More than ``factored_sites``, which can become narrower."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, RefusesWeight) and (isinstance(module, ResidualLinear) or not is_whole(module))
+    }
 
 
 def narrowable_sites(model: nn.Module) -> SiteList:
