@@ -144,7 +144,8 @@ def tune_(
         how = Steps(steps, learning_rate, samples, size)
         way = tune_whole_(root, reference, trainable(chosen.parameters()), data, asked, how, progress)
         return (Tuned("", way.before, way.after, way.step),)
-    told, most = [], max(steps, 1) * size  # more samples are not met
+    told: list[Tuned] = []
+    most = max(steps, 1) * size  # more samples are not met
     samples = most if samples is None else min(samples, most)
     names = blocks(root, tuple(layers))
     missing = next((name for name in names if name not in dict(reference.named_modules())), None)
