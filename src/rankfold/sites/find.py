@@ -16,6 +16,7 @@ from torch.nn.parameter import UninitializedParameter
 from rankfold.forms import Form, Layer
 from rankfold.layers.experts import SplitExperts
 from rankfold.observe import PAGES, Pages
+from rankfold.sites.adapters import is_peft
 from rankfold.sites.foreign import TORCHSCRIPT, check_gathered, packed, stored, why_foreign
 from rankfold.sites.kinds.acting import acts_as
 from rankfold.sites.kinds.convolution import read_convolution
@@ -118,7 +119,7 @@ def sites(model: nn.Module, where: Where | None = None) -> SiteList:
         for path, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, nn.MultiheadAttention) and (products(module) or products(module.out_proj))
     )
-    adapted = tuple(f"{path}." for path, module in model.named_modules(remove_duplicate=False) if _is_adapter(module))
+    adapted = tuple(f"{path}." for path, module in model.named_modules(remove_duplicate=False) if is_peft(module))
     own = {id(parameter): name for name, parameter in model.named_parameters()}
     with opened(model):
         found = _sites(model, where, composed, adapted)
@@ -130,15 +131,6 @@ def sites(model: nn.Module, where: Where | None = None) -> SiteList:
             if bias is not None
         }
     return replace(found, left_out=tuple((inside.get(name, name), why) for name, why in found.left_out))
-
-
-def _is_adapter(module: nn.Module) -> bool:
-    """Whether this is a layer of PEFT around another, or around copies of one, told without importing it."""
-    return any(
-        kind.__name__ in ("BaseTunerLayer", "AuxiliaryTrainingWrapper", "ModulesToSaveWrapper")
-        and kind.__module__.startswith("peft.")
-        for kind in type(module).__mro__
-    )
 
 
 def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...], adapted: tuple[str, ...]) -> SiteList:
