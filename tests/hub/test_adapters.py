@@ -35,7 +35,7 @@ def compressed(form: Form = Form.FACTORED):
 
 
 def adapted(model, rank: int = 16):
-    config = peft.LoraConfig(target_modules=["up_proj"], r=rank, init_lora_weights=False)
+    config = peft.LoraConfig(target_modules=["up_proj"], r=rank, lora_alpha=2 * rank, init_lora_weights=False)
     return peft.get_peft_model(model, hub.adapters(config)).eval()
 
 

@@ -96,7 +96,7 @@ def check_plain(model: Any) -> None:
 
 
 def check_merged(model: nn.Module) -> None:
-    """``HubError`` for a model that an adapter hangs on, which no dense layer and no folder of a model has a place for."""
+    """``HubError`` for a model that an adapter hangs on, for which no folder has a place."""
     if said := why_adapted(model):
         raise HubError(said)
 

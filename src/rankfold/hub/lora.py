@@ -37,8 +37,8 @@ class FactoredLora(Linear):
             if type(base) not in _WIDENED or is_whole(base) or name in self.lora_variant or self.lora_bias.get(name):
                 raise HubError(
                     f"adapter {name!r} cannot be merged into a {type(base).__name__} without forming its product: keep "
-                    "it beside the layer (save the adapter), or load what was saved beside the layer of a model that was "
-                    "multiplied out (rankfold.hub.to_dense), and merge it there"
+                    "it beside the layer (save the adapter), or load what was saved on the model multiplied out "
+                    "(rankfold.hub.to_dense without adapters), and merge it there"
                 )
             with torch.no_grad():
                 first, second = self._pair(name)
