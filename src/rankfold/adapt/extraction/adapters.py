@@ -16,10 +16,12 @@ from rankfold.adapt.extraction.result import Extraction, extraction_of
 from rankfold.adapt.extraction.spread import Update, spread
 from rankfold.adapt.peft_format import Adapter, read_adapter
 from rankfold.linalg.leading import Leading, leading_of_product
+from rankfold.run.ordinary import ordinarily
 
 _WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
 
+@ordinarily
 def combine(
     adapters: Sequence[str | Path | Adapter],
     budget: str | Asked | Sequence[str],
