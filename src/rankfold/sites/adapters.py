@@ -4,12 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-_PEFT = ("BaseTunerLayer", "AuxiliaryTrainingWrapper", "ModulesToSaveWrapper")
-
-
-def is_peft(module: nn.Module) -> bool:
-    """Whether this is a layer of PEFT around another, or around copies of one."""
-    return any(kind.__name__ in _PEFT and kind.__module__.startswith("peft.") for kind in type(module).__mro__)
+from rankfold.sites.find import is_peft
 
 
 def _is_own(module: nn.Module) -> bool:

@@ -16,7 +16,6 @@ from torch.nn.parameter import UninitializedParameter
 from rankfold.forms import Form, Layer
 from rankfold.layers.experts import SplitExperts
 from rankfold.observe import PAGES, Pages
-from rankfold.sites.adapters import is_peft
 from rankfold.sites.foreign import TORCHSCRIPT, check_gathered, packed, stored, why_foreign
 from rankfold.sites.kinds.acting import acts_as
 from rankfold.sites.kinds.convolution import read_convolution
@@ -131,6 +130,15 @@ def sites(model: nn.Module, where: Where | None = None) -> SiteList:
             if bias is not None
         }
     return replace(found, left_out=tuple((inside.get(name, name), why) for name, why in found.left_out))
+
+
+def is_peft(module: nn.Module) -> bool:
+    """Whether this is a layer of PEFT around another, or around copies of one, told without importing it."""
+    return any(
+        kind.__name__ in ("BaseTunerLayer", "AuxiliaryTrainingWrapper", "ModulesToSaveWrapper")
+        and kind.__module__.startswith("peft.")
+        for kind in type(module).__mro__
+    )
 
 
 def _sites(model: nn.Module, where: Where | None, composed: tuple[str, ...], adapted: tuple[str, ...]) -> SiteList:
