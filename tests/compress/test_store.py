@@ -539,3 +539,25 @@ def test_layers_in_training_are_folded_before_they_are_saved(prepare_, tmp_path,
     rf.save(rf.fold_(network), made, tmp_path / "small")
     x = torch.randn(3, 16)
     assert torch.equal(rf.load(tmp_path / "small", fresh).model(x), network(x))
+
+
+def test_adapters_are_merged_before_they_are_saved(tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 16))
+    x = torch.randn(8, 16)
+    plan = rf.plan(net, rf.Ranks({"0": 4}), "truncate", example=x)
+    model = rf.deep_lora_(rf.apply_(copy.deepcopy(net), plan), 2, where="2", epsilon=0.5)
+    wanted = model(x)
+    with pytest.raises(
+        rf.StoreError, match=r"^2 has an update beside it: call rankfold\.adapt\.merge_ on the model first"
+    ):
+        rf.save(model, plan, tmp_path / "small")
+    assert not (tmp_path / "small").exists()
+    rf.save(rf.adapt.merge_(model), plan, tmp_path / "small")
+    torch.testing.assert_close(rf.load(tmp_path / "small", net).model(x), wanted)
+    peft = pytest.importorskip("peft")
+    outer = peft.get_peft_model(model, peft.LoraConfig(target_modules=["2"], r=2))
+    for each in (outer, outer.base_model.model):
+        with pytest.raises(rf.StoreError, match=r"2 is a layer of PEFT: take merge_and_unload\(\)"):
+            rf.save(each, plan, tmp_path / "more")
+    assert not (tmp_path / "more").exists()

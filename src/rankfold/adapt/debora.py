@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from rankfold.adapt.deep_lora import chosen_layers, place_
 from rankfold.adapt.layer import AtomicLayer
+from rankfold.objectives import Objective
+from rankfold.run.ordinary import ordinarily
 from rankfold.sites import Form, Site, unwrap
 from rankfold.sites.wish import Where
 from rankfold.train.step.gradients import weight_gradients
@@ -18,6 +20,7 @@ Model = TypeVar("Model", bound=nn.Module)
 Frame = Literal["oblique", "stiefel"]
 
 
+@ordinarily
 def debora_(
     model: Model,
     rank: int | Mapping[str, int] = 16,
@@ -27,6 +30,7 @@ def debora_(
     frame: Frame = "oblique",
     data: Any = None,
     samples: int = 1024,
+    objective: Objective | str | None = None,
     generator: torch.Generator | None = None,
 ) -> Model:
     """Give layers an update Σ sᵢ uᵢ vᵢᵀ of at most ``rank`` atoms, Σ s over all layers at most ``radius``.
@@ -45,6 +49,7 @@ def debora_(
         data: labelled samples: the atoms are then the leading singular pairs of minus the loss's gradient. Without data
             they are random.
         samples: of ``data`` that are used, the first.
+        objective: whose loss that is, as in ``rankfold.fit``; by default the data tell.
         generator: of random atoms.
 
     Returns:
@@ -73,7 +78,7 @@ def debora_(
     guides: dict[str, Tensor] = {}
     if data is not None:
         weights: list[Any] = [site.layer.weight(root.get_submodule(site.name)) for site, _ in chosen]
-        found = weight_gradients(root, weights, data, samples=samples)
+        found = weight_gradients(root, weights, data, samples=samples, objective=objective)
         guides = {site.name: -_matrix(site, gradient) for (site, _), gradient in zip(chosen, found, strict=True)}
 
     def made(site: Site, count: int, base: nn.Module) -> AtomicLayer:

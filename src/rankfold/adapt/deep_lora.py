@@ -13,8 +13,12 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from rankfold.adapt.layer import AdaptedLayer, DeepLoRALinear
 from rankfold.adapt.places import CONVOLUTIONS
 from rankfold.induce.places import in_training
+from rankfold.linalg import NonFiniteError
 from rankfold.linalg.compressed import compressed_factors
+from rankfold.objectives import Objective
+from rankfold.run.ordinary import ordinarily
 from rankfold.sites import Form, Site, carry_hooks_, leave_fused_kernels_, replace_, sites, unwrap, why_left
+from rankfold.sites.adapters import why_adapted
 from rankfold.sites.earlier import warn_of_earlier_optimizers
 from rankfold.sites.wish import Where
 from rankfold.train.step.gradients import weight_gradients
@@ -23,6 +27,7 @@ from rankfold.train.step.groups import SCALES
 Model = TypeVar("Model", bound=nn.Module)
 
 
+@ordinarily
 def deep_lora_(
     model: Model,
     rank: int | Mapping[str, int],
@@ -34,6 +39,7 @@ def deep_lora_(
     scaling: float = 1.0,
     rate_scale: float = 1.0,
     samples: int = 1024,
+    objective: Objective | str | None = None,
     generator: torch.Generator | None = None,
 ) -> Model:
     """Give linear layers a trainable update scaling · W_L … W_1 of rank at most ``rank``; everything else is frozen.
@@ -56,6 +62,7 @@ def deep_lora_(
         scaling: of the update.
         rate_scale: the outer factors learn with so many times the rate (``rankfold.train.parameter_groups``).
         samples: of ``data`` that are used, the first.
+        objective: whose loss that is, as in ``rankfold.fit``; by default the data tell.
         generator: of random directions.
 
     Returns:
@@ -83,7 +90,7 @@ def deep_lora_(
     guides: dict[str, Tensor] = {}
     if data is not None:
         weights: list[Any] = [root.get_submodule(site.name).weight for site, _ in chosen]
-        gradients = weight_gradients(root, weights, data, samples=samples)
+        gradients = weight_gradients(root, weights, data, samples=samples, objective=objective)
         guides = {site.name: -_matrix(site, gradient) for (site, _), gradient in zip(chosen, gradients)}
     scales = [0.0, *[1.0] * (depth - 1)] if epsilon is None else [epsilon] * depth
 
@@ -155,9 +162,9 @@ def chosen_layers(
 
 
 def check_unadapted(root: nn.Module) -> None:
-    """``ValueError`` for a model that has updates."""
-    if updates(root):
-        raise ValueError("the model already has adapters: call merge_ or remove_ on it first")
+    """``ValueError`` for a model that has updates, PEFT's among them."""
+    if said := why_adapted(root):
+        raise ValueError(f"the model already has adapters: {said}")
 
 
 def _tell_of_smaller(chosen: list[tuple[Site, int]], asked: int | Mapping[str, int]) -> None:
@@ -207,14 +214,21 @@ def merge_(model: Model) -> Model:
         ``model``.
 
     Raises:
-        ValueError: a model without updates.
+        NonFiniteError: before anything is changed, for an update that is NaN or infinite.
 
     Example:
         >>> net = rf.adapt.merge_(rf.deep_lora_(nn.Sequential(nn.Linear(16, 8)), rank=2))
         >>> type(net[0]).__name__
         'Linear'
     """
-    for adapted in updates(model).values():
+    found = updates(model)
+    for name, adapted in found.items():
+        if not all(bool(part.isfinite().all()) for part in adapted.matrices()):
+            raise NonFiniteError(
+                f"{name}: its update is NaN or infinite, and nothing was merged: drop all updates (remove_) and train "
+                "again with a smaller learning rate"
+            )
+    for adapted in found.values():
         weight = adapted.kind.weight(adapted.base)
         update = adapted.kind.geometry(Form.FACTORED).fold(weight.shape, adapted.update().double())
         weight.copy_(weight.double() + update)
@@ -230,9 +244,6 @@ def remove_(model: Model) -> Model:
 
     Returns:
         ``model``.
-
-    Raises:
-        ValueError: a model without updates.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(16, 8))

@@ -15,6 +15,8 @@ from rankfold.adapt.layer import AdaptedLayer
 from rankfold.induce import Dlrt
 from rankfold.induce.dynamic.cut import check_one_of
 from rankfold.layers import DynamicLowRank
+from rankfold.objectives import Objective
+from rankfold.run.ordinary import ordinarily
 from rankfold.sites import Form, Site, unwrap
 from rankfold.sites.wish import Where
 from rankfold.train.step.gradients import weight_gradients
@@ -42,6 +44,7 @@ class DynamicAdapter(AdaptedLayer):
         return self.base(input) + self.dynamic(input)
 
 
+@ordinarily
 def geolora_(
     model: Model,
     rank: int | Mapping[str, int] = 8,
@@ -49,6 +52,7 @@ def geolora_(
     *,
     data: Any = None,
     samples: int = 1024,
+    objective: Objective | str | None = None,
     generator: torch.Generator | None = None,
 ) -> Model:
     """Give layers an update U S Vᵀ on the manifold of low rank, S = 0 at the start; everything else is frozen.
@@ -63,6 +67,7 @@ def geolora_(
         data: labelled samples: U and V are then the leading singular pairs of minus the loss's gradient. Without data
             they are random.
         samples: of ``data`` that are used, the first.
+        objective: whose loss that is, as in ``rankfold.fit``; by default the data tell.
         generator: of random directions.
 
     Returns:
@@ -86,7 +91,7 @@ def geolora_(
     guides: dict[str, Tensor] = {}
     if data is not None:
         weights: list[Any] = [site.layer.weight(root.get_submodule(site.name)) for site, _ in chosen]
-        found = weight_gradients(root, weights, data, samples=samples)
+        found = weight_gradients(root, weights, data, samples=samples, objective=objective)
         guides = {
             site.name: -site.layer.geometry(Form.FACTORED).matrix(gradient)
             for (site, _), gradient in zip(chosen, found, strict=True)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from rankfold.adapt.geolora import GeoLora, geolora_
 from rankfold.adapt.peft_format import Adapter
 from rankfold.adapt.places import in_words, readable
 from rankfold.adapt.saving import adapter_of
+from rankfold.objectives import Objective
 from rankfold.sites import Form, Names, Site, read_layer, unwrap
 from rankfold.sites.wish import Where, fits
 
@@ -29,18 +31,20 @@ Reasons = tuple[tuple[str, str], ...]
 class Way:
     """A model that is ready to be trained. ``optimizer``: makes it, as ``rankfold.fit`` asks (None: an ordinary one).
 
-    ``finish()`` takes what was trained out of the model, which is the base again, and gives it as an adapter.
-    ``left_out``: the matrices that are not adapted, by parameter, each with its reason.
+    ``finish()`` gives what was trained as an adapter. ``drop()`` takes the layers of the way out of the model, which is
+    the base again. ``left_out``: the matrices that are not adapted, by parameter, each with its reason.
     """
 
     optimizer: Callable[..., torch.optim.Optimizer] | None
     finish: Callable[[], Adapter]
+    drop: Callable[[], Any]
     left_out: Reasons = ()
 
 
 @dataclass(frozen=True)
 class Wish:
-    """``numbers`` of the adapter in the end, ``steps`` of training, ``radius`` of debora; ``where`` as in ``sites``."""
+    """``numbers`` of the adapter in the end, ``steps`` of training, ``radius`` of debora; ``where`` as in ``sites``;
+    ``objective`` of the training, as the data tell by default."""
 
     method: str
     numbers: int
@@ -49,6 +53,7 @@ class Wish:
     where: Where | None = None
     seed: int = 0
     base_model: str = ""
+    objective: Objective | str | None = None
 
 
 def uniform_ranks(
@@ -95,6 +100,22 @@ def _named(site: Site, pattern: str) -> bool:
     return any(fits(name, pattern) for name in (site.name, *site.aliases))
 
 
+@contextmanager
+def prepared_(model: nn.Module, wish: Wish, data: Any) -> Iterator[Way]:
+    """``prepare_`` for the block; behind it the layers of the way are gone, and where it did not come to its end the
+    model is as it was found."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    way = prepare_(model, wish, data)
+    try:
+        yield way
+    except BaseException:  # an interruption too
+        for parameter in trained:
+            parameter.requires_grad_(True)
+        raise
+    finally:
+        way.drop()
+
+
 def prepare_(model: nn.Module, wish: Wish, data: Any) -> Way:
     """Prepare ``model`` in place as ``wish.method`` does, with ``data`` for the starts that are taken from gradients.
 
@@ -113,24 +134,20 @@ def _prepared_(model: nn.Module, wish: Wish, data: Any, chosen: Chosen) -> Way:
     larger = {site.name: min(2 * rank, *site.shape) for site, rank in chosen}
     if wish.method in ("lora", "rslora", "dora", "adalora"):
         return _by_peft(model, wish, chosen)
+    finish, drop = partial(adapter_of, model, base_model=wish.base_model, tolerance=1e-6), partial(remove_, model)
+    start: Any = {"data": data, "objective": wish.objective, "generator": generator}
     if wish.method == "deep-lora":
-        deep_lora_(model, ranks, data=data, generator=generator)
-        return Way(None, partial(_taken_out, model, wish))
+        deep_lora_(model, ranks, **start)
+        return Way(None, finish, drop)
     if wish.method == "geolora":
-        geolora_(model, larger, data=data, generator=generator)
+        geolora_(model, larger, **start)
         # ranks are found in a tenth of all steps: factors that are trained themselves adapt faster than cores
         window = max(1, min(20, wish.steps // 10))
         reach = max(1, wish.steps // 10 // window)
         made = partial(GeoLora, params=wish.numbers, window=window, reach=reach, factors=True)
-        return Way(made, partial(_taken_out, model, wish))
-    debora_(model, larger, wish.radius, data=data, generator=generator)
-    return Way(Debora, partial(_taken_out, model, wish))
-
-
-def _taken_out(model: nn.Module, wish: Wish) -> Adapter:
-    found = adapter_of(model, base_model=wish.base_model, tolerance=1e-6)
-    remove_(model)
-    return found
+        return Way(made, finish, drop)
+    debora_(model, larger, wish.radius, **start)
+    return Way(Debora, finish, drop)
 
 
 def _by_peft(model: nn.Module, wish: Wish, chosen: Chosen) -> Way:
@@ -144,13 +161,7 @@ def _by_peft(model: nn.Module, wish: Wish, chosen: Chosen) -> Way:
             torch.manual_seed(wish.seed)
             tuner = by_peft.with_lora_(model, chosen, wish.method)
         make = None
-
-    def finish() -> Adapter:
-        found = by_peft.trained_adapter(model, chosen, wish.base_model)
-        tuner.unload()
-        return found
-
-    return Way(make, finish)
+    return Way(make, partial(by_peft.trained_adapter, model, chosen, wish.base_model), tuner.unload)
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from torch import nn
 from rankfold.hub.errors import HubError
 from rankfold.hub.quantizer import RankfoldConfig, RankfoldQuantizer
 from rankfold.sites import Form, pretrained_parts
+from rankfold.sites.adapters import why_adapted
 
 
 class Decision(NamedTuple):
@@ -94,9 +95,16 @@ def check_plain(model: Any) -> None:
         )
 
 
+def check_merged(model: nn.Module) -> None:
+    """``HubError`` for a model that an adapter hangs on, for which no folder has a place."""
+    if said := why_adapted(model):
+        raise HubError(said)
+
+
 def check_ours(model: Any) -> None:
-    """``HubError`` for a model that cannot be saved with its factors: see ``check_plain``, or without any layer whose
-    old name could carry the poison."""
+    """``HubError`` for a model that cannot be saved with its factors: see ``check_plain`` and ``check_merged``, or
+    without any layer whose old name could carry the poison."""
+    check_merged(model)
     check_plain(model)
     quantizer, kind = getattr(model, "hf_quantizer", None), type(model).__name__
     if quantizer is not None and not quantizer.quantization_config.poison:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import copied
-from rankfold.hub.declared import check_ours
+from rankfold.hub.declared import check_merged, check_ours
 from rankfold.hub.errors import HubError
 from rankfold.hub.quantizer import RankfoldQuantizer
 from rankfold.layers.experts import Enter, Leave
@@ -29,7 +29,7 @@ def to_dense(model: nn.Module) -> nn.Module:
         The copy, which loads anywhere and saves no space.
 
     Raises:
-        HubError: a layer has gained a bias for which the architecture has no place.
+        HubError: a layer has gained a bias for which the architecture has no place, or an adapter is not merged.
 
     Cost: the dense model beside the small one.
 
@@ -43,6 +43,7 @@ def to_dense(model: nn.Module) -> nn.Module:
         >>> rf.hub.to_dense(rf.apply_(model, plan)).model.layers[0].mlp.up_proj
         Linear(in_features=8, out_features=8, bias=False)
     """
+    check_merged(model)
     small: Any = model
     quantizer = getattr(small, "hf_quantizer", None)
     if not isinstance(quantizer, RankfoldQuantizer):

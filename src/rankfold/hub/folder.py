@@ -13,9 +13,9 @@ from typing import Any
 from rankfold.hub.declared import check_ours
 from rankfold.hub.errors import HubError
 from rankfold.hub.whole import built, check_whole, without_pooler
-from rankfold.run.disk.container import FAULTS, read_object, said
+from rankfold.run.disk.container import FAULTS, said
 from rankfold.run.disk.pretrained import CONFIG, config_of
-from rankfold.run.disk.tensors import Checkpoint
+from rankfold.run.disk.tensors import SINGLE, Checkpoint, weight_files
 
 SHARD = "5GB"
 # what belongs to a model beside its weights: of its tokenizer or image processor, and of sentence-transformers
@@ -26,7 +26,7 @@ _COMPANIONS = re.compile(
     r"LICENSE.*|NOTICE.*"
 )
 _STAGE = re.compile(r"\d+_\w+")  # a stage of sentence-transformers after the transformer
-_STAGE_FILES = ("config.json", "model.safetensors")
+_STAGE_FILES = (CONFIG, SINGLE)
 
 
 @contextmanager
@@ -105,24 +105,16 @@ def check_weights(directory: Path) -> int:
 
     Reads the headers alone; what is damaged inside is seen by hashes, where a manifest holds them.
     """
-    index = directory / "model.safetensors.index.json"
-    files = [directory / "model.safetensors"]
-    if index.is_file():
-        try:
-            names = sorted(
-                set(read_object(index, "an index of shards", "download or save the model again")["weight_map"].values())
-            )
-        except FAULTS as error:
-            raise HubError(f"{index}: damaged ({said(error)}): download or save the model again") from None
-        if not all(isinstance(name, str) and Path(name).name == name for name in names):
-            raise HubError(f"{index}: damaged (it names files outside its folder): download or save the model again")
-        files = [directory / name for name in names]
-    elif not files[0].is_file():
+    try:
+        files = weight_files(directory)
+    except ValueError as error:
+        raise HubError(str(error)) from None
+    if not files:
         other = next((path.name for ending in ("*.bin", "*.gguf", "*.h5") for path in directory.glob(ending)), None)
         there = f"only {other}, which is not read here" if other else "none"
         raise HubError(
-            f"{directory}: weights in model.safetensors were expected, and there are {there}: save the model as "
-            "safetensors (save_pretrained)"
+            f"{directory}: weights in {SINGLE} were expected, and there are {there}: save the model as safetensors "
+            "(save_pretrained)"
         )
     return sum(_size(file) for file in files)
 

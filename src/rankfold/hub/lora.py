@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from peft.tuners.lora.layer import Linear
 from peft.tuners.tuners_utils import check_adapters_to_merge
-from torch import nn
 
 from rankfold.hub.errors import HubError
 from rankfold.layers import LowRankConv1D, LowRankLinear, PivotedConv1D, PivotedLinear
 from rankfold.layers.rounded import is_whole
+from rankfold.linalg.leading import leading_of_product
 from rankfold.sites import narrow_, narrower, pair, weights_of
 
 _PIVOTED = (PivotedLinear, PivotedConv1D)
@@ -20,8 +20,9 @@ _WIDENED = (LowRankLinear, LowRankConv1D, *_PIVOTED)
 
 class FactoredLora(Linear):
     """A factored layer with LoRA beside it. Merging puts the adapter's two matrices beside the two factors, so that the
-    layer computes the same sum at a rank larger by the adapter's; nothing is approximated. Of a pivoted layer the rows
-    that are stored are chosen anew, and what was there before is kept for ``unmerge``."""
+    layer computes the same sum at a rank larger by the adapter's, or at the full one where that is less; nothing is
+    approximated. Of a pivoted layer the rows that are stored are chosen anew. What cannot be told from the new factors
+    is kept for ``unmerge``."""
 
     def _get_in_out_features(self, module: Any) -> tuple[int, int]:
         return module.in_features, module.out_features
@@ -36,7 +37,8 @@ class FactoredLora(Linear):
             if type(base) not in _WIDENED or is_whole(base) or name in self.lora_variant or self.lora_bias.get(name):
                 raise HubError(
                     f"adapter {name!r} cannot be merged into a {type(base).__name__} without forming its product: keep "
-                    "it beside the layer (save the adapter), or multiply the model out first (rankfold.hub.to_dense)"
+                    "it beside the layer (save the adapter), or load what was saved on the model multiplied out "
+                    "(rankfold.hub.to_dense without adapters), and merge it there"
                 )
             with torch.no_grad():
                 first, second = self._pair(name)
@@ -46,19 +48,23 @@ class FactoredLora(Linear):
                         f"adapter {name!r} holds values that are NaN or infinite: train it again with a smaller "
                         "learning rate"
                     )
-                before = pair(base)
-                if isinstance(base, _PIVOTED):
-                    if base.rank + len(right) >= base.out_features:
-                        raise HubError(
-                            f"adapter {name!r} cannot be merged: the layer would have rank "
-                            f"{base.rank + len(right)} with it, which is no less than its {base.out_features} "
-                            "outputs: keep the adapter beside the layer (save the adapter)"
-                        )
-                    self.__dict__.setdefault("kept", {})[name] = weights_of(base)
-                    narrow_(base, narrower(base, torch.cat([before[0], right]), torch.cat([before[1], left], 1)))
-                else:
-                    _stack_(base, torch.cat([before[0], right]), torch.cat([before[1], left], 1))
+                self._widen_(name, base, right, left)
             self.merged_adapters.append(name)
+
+    def _widen_(self, name: str, base: Any, right: torch.Tensor, left: torch.Tensor) -> None:
+        before, most = pair(base), min(base.in_features, base.out_features)
+        right, left = torch.cat([before[0], right]), torch.cat([before[1], left], 1)
+        full = len(right) > most
+        if full:  # no matrix of these sides has a higher rank, and no folder would be loaded with one
+            right, left = leading_of_product(left, right).pair(most)
+        if isinstance(base, _PIVOTED) and len(right) >= base.out_features:
+            raise HubError(
+                f"adapter {name!r} cannot be merged: the layer would have rank {len(right)} with it, which is no less "
+                f"than its {base.out_features} outputs: keep the adapter beside the layer (save the adapter)"
+            )
+        if full or isinstance(base, _PIVOTED):
+            self.__dict__.setdefault("kept", {})[name] = weights_of(base)
+        narrow_(base, narrower(base, right, left))
 
     def _pair(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         first: Any = self.lora_A[name]
@@ -70,17 +76,12 @@ class FactoredLora(Linear):
         base: Any = self.get_base_layer()
         while self.merged_adapters:
             name = self.merged_adapters.pop()
-            if isinstance(base, _PIVOTED):
-                narrow_(base, self.__dict__["kept"].pop(name))
-                continue
-            kept = base.rank - len(self._pair(name)[0])
-            with torch.no_grad():
-                _stack_(base, base.down.weight[:kept].clone(), base.up.weight[:, :kept].clone())
-
-
-def _stack_(base: Any, down: torch.Tensor, up: torch.Tensor) -> None:
-    trained = base.down.weight.requires_grad
-    narrow_(base, (nn.Parameter(down, trained), nn.Parameter(up, trained)))
+            kept = self.__dict__.get("kept", {}).pop(name, None)
+            if kept is None:
+                right, left = pair(base)
+                rank = base.rank - len(self._pair(name)[0])
+                kept = narrower(base, right[:rank], left[:, :rank])
+            narrow_(base, kept)
 
 
 def known(config: Any) -> Any:

@@ -115,7 +115,9 @@ class RankfoldQuantizer(HfQuantizer):
 
     def get_state_dict_and_metadata(self, model: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         """What is saved. It is asked before the configuration is written, which so learns of layers that have changed
-        since: narrowed, merged with an adapter, or multiplied out by hand."""
+        since: narrowed, merged with an adapter, or multiplied out by hand. ``HubError`` for ranks that no folder is
+        loaded with."""
+        _check_ranks(model)
         config = self.quantization_config
         config.sites = _as_they_are(model, config.sites)
         config.poison = config.poison or next((f"{name}.weight" for name in config.sites), "")
@@ -143,6 +145,17 @@ class RankfoldQuantizer(HfQuantizer):
 if METHOD not in AUTO_QUANTIZER_MAPPING:
     register_quantization_config(METHOD)(RankfoldConfig)
     register_quantizer(METHOD)(RankfoldQuantizer)
+
+
+def _check_ranks(model: nn.Module) -> None:
+    for site in factored_sites(model):
+        rank = getattr(model.get_submodule(site.name), "rank", None)  # of convolutions, which nothing widens, None
+        form = next(form for form in site.forms if form is not Form.KEEP)
+        if isinstance(rank, int) and rank > site.max_rank(form):
+            raise HubError(
+                f"{site.title} cannot be stored as {form} of rank {rank}, as its matrix has no more than "
+                f"{site.max_rank(form)}: factor it again at a lower rank"
+            )
 
 
 def _as_they_are(model: nn.Module, named: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

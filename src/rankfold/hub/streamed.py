@@ -23,7 +23,7 @@ from rankfold.observe import Pages
 from rankfold.run.disk.container import FAULTS, read_object, read_tensors, sizes_in, write_tensors
 from rankfold.run.disk.files import digest_of, write_atomically
 from rankfold.run.disk.pretrained import CONFIG, config_of, is_factored
-from rankfold.run.disk.tensors import INDEX, SINGLE
+from rankfold.run.disk.tensors import INDEX, SINGLE, weight_files
 from rankfold.sites import Form, settle_, sites
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -138,9 +138,9 @@ def _unset(buffer: Tensor) -> Tensor:
 
 def left_alone(directory: Path) -> list[str]:
     """What lies in a folder beside the model, by name: it is not read."""
-    used = {CONFIG, _GENERATION, INDEX, SINGLE, "README.md", ".gitattributes", *companions(directory)}
-    if (directory / INDEX).is_file():
-        used |= set(read_object(directory / INDEX, "an index", "")["weight_map"].values())
+    weights = {file.name for file in weight_files(directory)}
+    used = {CONFIG, _GENERATION, "README.md", ".gitattributes", *companions(directory), *weights}
+    used |= set() if SINGLE in weights else {INDEX}
     beside = {name.partition("/")[0] for name in used}
     return sorted(path.name for path in directory.iterdir() if path.name not in beside and path.name[0] != ".")
 

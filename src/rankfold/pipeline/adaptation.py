@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rankfold.adapt.deep_lora import check_unadapted
 from rankfold.adapt.extraction.adapters import combine
 from rankfold.adapt.extraction.budget import Asked
 from rankfold.adapt.extraction.compare import LeftOut
@@ -19,7 +20,7 @@ from rankfold.adapt.extraction.result import Extraction, Layer
 from rankfold.adapt.peft_format import Adapter
 from rankfold.adapt.places import in_words
 from rankfold.adapt.request import MERGED, REPORT, REQUEST, TRAINING, check_request, forget
-from rankfold.adapt.ways import METHODS, Wish, add_, prepare_
+from rankfold.adapt.ways import METHODS, Way, Wish, add_, prepared_
 from rankfold.batches import copied
 from rankfold.objectives import Evaluation, Objective
 from rankfold.observe import before as before_call
@@ -133,7 +134,7 @@ def adapt(
     ``merge``: also write the adapted weights, to ``merged``. ``model`` ends as the adapted network. The same call goes
     on after an interruption; another one, of a base with other weights too, is refused unless ``restart``, which
     removes what the earlier one wrote. Layers whose adapter PEFT would read wrong are left out, with the reason.
-    Raises ``ValueError`` in one line.
+    Raises ``ValueError`` in one line. Where the training fails or is interrupted, ``model`` is left as it was.
     """
     tell, place = tell or Tell(), Path(directory)
     data = parts_of(data)
@@ -142,6 +143,7 @@ def adapt(
     if judged_on is None:
         raise ValueError("the data have no validation part, on which epochs are chosen: give train and validation")
     root, said = unwrap(model).eval(), getattr(data, "objective", None)
+    check_unadapted(root)
     size = sum(parameter.numel() for parameter in root.parameters())
     numbers = int(settings.params * size if settings.params <= 1 else settings.params)
     learning = _samples(data.train, settings.batch_size)
@@ -157,32 +159,24 @@ def adapt(
         before = evaluate(root, judged_on, role=split, objective=chosen.objective, teacher=base)
         steps = epochs * max(1, -(-learning // settings.batch_size))
         wish = Wish(
-            settings.method, numbers, steps, settings.radius, settings.where, settings.seed, settings.base_model
-        )
-        way = prepare_(root, wish, data.train)
-        if way.left_out:
-            tell.say(f"left out: {in_words(way.left_out)}")
-        if restart:  # nothing refuses it now
-            forget(place, known)
-        request |= {MERGED: merge or (bool(known.get(MERGED)) and not restart)}
-        write_atomically(place / REQUEST, (json.dumps(request, indent=1) + "\n").encode())
-        recipe = Recipe(
-            epochs=epochs, batch_size=settings.batch_size, optimizer="adam", weight_decay=0.0, learning_rate=rate,
-            seed=settings.seed,
+            settings.method, numbers, steps, settings.radius, settings.where, settings.seed, settings.base_model,
+            chosen.objective,
         )  # fmt: skip
-        with before_call(root, _still(root)):
-            history = fit(
-                root, data.train, data.validation, recipe, directory=place / TRAINING, objective=chosen.objective,
-                optimizer=way.optimizer, progress=tell.training("adapting"),
+        with prepared_(root, wish, data.train) as way:
+            if way.left_out:
+                tell.say(f"left out: {in_words(way.left_out)}")
+            if restart:  # nothing refuses it now
+                forget(place, known)
+            request |= {MERGED: merge or (bool(known.get(MERGED)) and not restart)}
+            write_atomically(place / REQUEST, (json.dumps(request, indent=1) + "\n").encode())
+            recipe = Recipe(
+                epochs=epochs, batch_size=settings.batch_size, optimizer="adam", weight_decay=0.0, learning_rate=rate,
+                seed=settings.seed,
             )  # fmt: skip
-        if history.stopped is not None:
-            raise TrainingError(
-                f"{history.stopped}; no adapter was written, and the checkpoint is kept in {place / TRAINING}"
-            )
-        found = replace(way.finish(), task="CAUSAL_LM" if is_causal(root) else None)
-        _check_learnt(history, rate)
-        left_out = tuple(LeftOut(name, why, None) for name, why in way.left_out)
-        cut = replace(_cut(found, numbers, size), left_out=left_out)
+            history = _trained(root, data, recipe, way, place / TRAINING, chosen.objective, tell)
+            found = replace(way.finish(), task="CAUSAL_LM" if is_causal(root) else None)
+            left_out = tuple(LeftOut(name, why, None) for name, why in way.left_out)
+            cut = replace(_cut(found, numbers, size), left_out=left_out)
         add_(root, cut.adapter)
         after = evaluate(root, judged_on, role=split, objective=chosen.objective, teacher=base)
         course = tuple({"epoch": e.epoch, "loss": e.train_loss} for e in history.epochs)
@@ -192,6 +186,22 @@ def adapt(
             _write_merged(root, place / MERGED)
         write_atomically(place / REPORT, (json.dumps(told.to_dict(), indent=1) + "\n").encode())
     return told
+
+
+def _trained(
+    root: nn.Module, data: Any, recipe: Recipe, way: Way, place: Path, objective: Objective, tell: Tell
+) -> History:
+    """How what ``way`` has put into ``root`` was trained; ``TrainingError`` where that broke off, and what
+    ``_check_learnt`` raises."""
+    with before_call(root, _still(root)):
+        history = fit(
+            root, data.train, data.validation, recipe, directory=place, objective=objective,
+            optimizer=way.optimizer, progress=tell.training("adapting"),
+        )  # fmt: skip
+    if history.stopped is not None:
+        raise TrainingError(f"{history.stopped}; no adapter was written, and the checkpoint is kept in {place}")
+    _check_learnt(history, recipe.learning_rate)
+    return history
 
 
 def _samples(train: Any, batch_size: int) -> int:

@@ -118,7 +118,7 @@ def sites(model: nn.Module, where: Where | None = None) -> SiteList:
         for path, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, nn.MultiheadAttention) and (products(module) or products(module.out_proj))
     )
-    adapted = tuple(f"{path}." for path, module in model.named_modules(remove_duplicate=False) if _is_adapter(module))
+    adapted = tuple(f"{path}." for path, module in model.named_modules(remove_duplicate=False) if is_peft(module))
     own = {id(parameter): name for name, parameter in model.named_parameters()}
     with opened(model):
         found = _sites(model, where, composed, adapted)
@@ -132,7 +132,7 @@ def sites(model: nn.Module, where: Where | None = None) -> SiteList:
     return replace(found, left_out=tuple((inside.get(name, name), why) for name, why in found.left_out))
 
 
-def _is_adapter(module: nn.Module) -> bool:
+def is_peft(module: nn.Module) -> bool:
     """Whether this is a layer of PEFT around another, or around copies of one, told without importing it."""
     return any(
         kind.__name__ in ("BaseTunerLayer", "AuxiliaryTrainingWrapper", "ModulesToSaveWrapper")

@@ -68,8 +68,9 @@ def write(
     format: int = FORMAT,
     there: Mapping[str, str] | None = None,
 ) -> None:
-    """Write ``files`` with a manifest; what an earlier one vouched for and is not among them is removed. ``there``:
-    files that lie there already, with their hashes."""
+    """Write ``files`` with a manifest; what an earlier one vouched for and is not among them is removed, and a single
+    file of weights, which would be read in place of parts. ``there``: files that lie there already, with their hashes.
+    """
     facts = {
         "format": format,
         "files": {name: sha256(data) for name, data in files.items()} | dict(there or {}),
@@ -78,7 +79,7 @@ def write(
     manifest = json.loads(json.dumps(facts))  # as it will be read: text keys, no tuples
     manifest["sha256"] = _own_hash(manifest)
     text = (json.dumps(manifest, indent=1) + "\n").encode()
-    earlier = {BOTTLENECKS, *vouched(directory)} - manifest["files"].keys()
+    earlier = {BOTTLENECKS, TENSORS, *vouched(directory)} - manifest["files"].keys()
     write_together(directory, files, MANIFEST, text, without=sorted(earlier))
 
 

@@ -13,6 +13,7 @@ from rankfold.run.disk.foreign import foreign
 from rankfold.run.disk.pretrained import CONFIG, FolderError, is_factored
 from rankfold.run.disk.tensors import INDEX
 from rankfold.sites import is_pretrained, unwrap
+from rankfold.sites.adapters import why_adapted
 from rankfold.store.manifest import MANIFEST, TENSORS, StoreError, vouched
 
 ALIASES = "rankfold.aliases"  # in the metadata of weights: which names share a tensor
@@ -26,6 +27,8 @@ def check_ours(directory: str | Path, model: nn.Module) -> None:
     directory, root = Path(directory), unwrap(model)
     if directory.exists() and not directory.is_dir():
         raise StoreError(f"{directory} is a file: give a directory")
+    if said := why_adapted(root):
+        raise StoreError(said)
     if is_pretrained(root):
         from rankfold import hub  # imports transformers, which is there already
 

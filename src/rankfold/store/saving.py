@@ -61,8 +61,8 @@ def save(
 
     Raises:
         StoreError: no plan, no directory, notes that are no JSON, a plan that was not applied, layers in training that
-            were not folded, bottlenecks that were measured on other weights, or a directory with weights or a
-            configuration that rankfold did not write.
+            were not folded, adapters that were not merged, bottlenecks that were measured on other weights, or a
+            directory with weights or a configuration that rankfold did not write.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(8, 8))

@@ -18,10 +18,12 @@ from rankfold.adapt.finite import finite_pair
 from rankfold.adapt.peft_format import Adapter
 from rankfold.adapt.reading import read_adapter
 from rankfold.linalg.leading import Leading, leading_of_product
+from rankfold.run.ordinary import ordinarily
 
 _WITH_HEAD = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
 
 
+@ordinarily
 def combine(
     adapters: Sequence[str | Path | Adapter],
     budget: str | Asked | Sequence[str],

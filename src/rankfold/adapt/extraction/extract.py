@@ -32,6 +32,7 @@ from rankfold.linalg.leading import Leading, leading
 from rankfold.objectives import CausalLanguageModel, Objective, Teacher
 from rankfold.run.disk.pretrained import config_of, is_folder
 from rankfold.run.disk.tensors import Checkpoint
+from rankfold.run.ordinary import ordinarily
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import Form, Site, is_causal, is_pretrained, unwrap, why_left
 from rankfold.sites.wish import Where
@@ -41,6 +42,7 @@ Source = str | Path | nn.Module | Mapping[str, Tensor]
 
 
 @showing
+@ordinarily
 def extract(
     base: Source,
     tuned: Source,

@@ -72,24 +72,33 @@ def _files(source: Path) -> list[Path]:
                 f"safetensors.torch.save_file(torch.load({str(source)!r}, weights_only=True), FILE)"
             )
         return [source]
-    index = source / INDEX
-    if index.is_file():
-        try:
-            shards = read_object(index, "an index of shards", "download or save the model again")["weight_map"]
-            names = sorted(set(shards.values()))
-            inside = all(Path(name).name == name for name in names)
-        except FAULTS as error:
-            raise ValueError(f"{index}: damaged ({said(error)}): download or save the model again") from None
-        if not inside:
-            raise ValueError(f"{index}: damaged (it names files outside its folder): download the model again")
-        return [source / name for name in names]
-    if (source / SINGLE).is_file():
-        return [source / SINGLE]
+    if files := weight_files(source):
+        return files
     raise ValueError(
         f"{source}: there is no {SINGLE} in it: give a folder with weights in safetensors, or such a file"
         if source.exists()
         else f"{source}: there is no such file or folder"
     )
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that hold the weights of a folder, whether they are there or not: as transformers looks for them, the
+    single one, and only without it the parts that an index names. Empty where there is neither; ``ValueError`` in one
+    line for a damaged index."""
+    if (folder / SINGLE).is_file():  # an index beside it is left from an earlier save, in parts
+        return [folder / SINGLE]
+    index = folder / INDEX
+    if not index.is_file():
+        return []
+    try:
+        shards = read_object(index, "an index of shards", "download or save the model again")["weight_map"]
+        names = sorted(set(shards.values()))
+        inside = all(Path(name).name == name for name in names)
+    except FAULTS as error:
+        raise ValueError(f"{index}: damaged ({said(error)}): download or save the model again") from None
+    if not inside:
+        raise ValueError(f"{index}: damaged (it names files outside its folder): download or save the model again")
+    return [folder / name for name in names]
 
 
 def names_in(file: Path) -> list[str]:
