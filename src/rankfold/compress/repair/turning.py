@@ -13,7 +13,7 @@ from rankfold.linalg.polar import nearly_orthogonal
 RATE = 5e-3  # of a matrix's norm, at first, where everything is lost
 MOMENTUM = 0.95
 SMALL = 1e-3  # root mean square of a parameter below which steps become no shorter
-REACH = 0.1  # of the loss, at most, that the first step promises to win back
+REACH = 0.2  # of the loss, at most, that the first step promises to win back
 
 
 def rate_for(lost: float) -> float:
