@@ -249,10 +249,13 @@ def test_knowing_samples_too_well_is_said_where_it_is_no_chance(known, new, samp
     def scored(share: float, count: int) -> Evaluation:
         return Evaluation((Figure("accuracy", share, True, "fraction"),), 0.1, count)
 
-    remark = samples_known(scored(known, samples), scored(new, 449), [None] * samples, "test")
+    def pairs(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(count, 1), torch.zeros(count)
+
+    remark = samples_known(scored(known, samples), scored(new, 449), pairs(samples), "test")
     assert bool(remark) == told
     # positions of one sample are no samples of their own
-    assert not samples_known(scored(1.0, 14 * 500), scored(0.9, 449), [None] * 14, "test")
+    assert not samples_known(scored(1.0, 14 * 500), scored(0.9, 449), pairs(14), "test")
 
 
 @pytest.mark.parametrize("settings", [{"samples": 0}, {"finetune": -1}])

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from rankfold.batches.listed import FED as FED
 from rankfold.batches.listed import LABELS as LABELS
 from rankfold.batches.listed import Listed as Listed
 from rankfold.batches.listed import marked as marked
@@ -96,6 +97,11 @@ def arguments(batch: Any, model: nn.Module | None = None) -> tuple[tuple[Any, ..
     return args, kwargs
 
 
+def two_halves(batch: Any, model: nn.Module) -> bool:
+    """Whether ``model`` is fed an input for a decoder beside that for an encoder."""
+    return any(isinstance(arguments(batch, model)[1].get(name), Tensor) for name in FED)
+
+
 def _arguments(batch: Any, model: nn.Module | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(batch, Mapping):
         return (), _taken(_for_decoder(batch, model) | {k: v for k, v in batch.items() if k not in LABELS}, model)
@@ -108,8 +114,7 @@ def _arguments(batch: Any, model: nn.Module | None) -> tuple[tuple[Any, ...], di
 def _for_decoder(batch: Mapping[str, Any], model: nn.Module | None) -> dict[str, Any]:
     """What models of two halves of transformers would feed their decoder with where a batch holds its labels alone."""
     shifted, labels = getattr(model, "prepare_decoder_input_ids_from_labels", None), batch.get("labels")
-    given = "decoder_input_ids" in batch or "decoder_inputs_embeds" in batch
-    if shifted is None or given or not isinstance(labels, Tensor) or labels.dim() != 2:
+    if shifted is None or any(name in batch for name in FED) or not isinstance(labels, Tensor) or labels.dim() != 2:
         return {}
     return {"decoder_input_ids": shifted(labels)}
 

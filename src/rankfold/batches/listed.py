@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+FED = "decoder_input_ids", "decoder_inputs_embeds"  # what a decoder beside an encoder reads
 LABELS = ("labels", "label", "targets", "target")
 
 

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from rankfold.batches import check_rereadable, forward, size_of
+from rankfold.batches import check_rereadable, forward, size_of, two_halves
 from rankfold.compress.absorbers import Absorbers
 from rankfold.compress.affordable import check_affordable
 from rankfold.compress.finite import check_finite
@@ -159,7 +159,7 @@ def gather(
     first, places = next(batches, None), dict[str, Place]()
     if first is not None and not hasattr(root, PAGES):  # such weights are read block by block
         places = dict(apart(root, first[1], modules).places)
-    fed = WHOLE if first is None else halves(root, first[1], modules)
+    fed = halves(root, first[1], modules) if first is not None and two_halves(first[1], root) else WHOLE
     called: Counter[str] = Counter()  # in the pass of one batch
 
     def watch(site: Site) -> Callable[..., None]:
@@ -176,14 +176,7 @@ def gather(
             for side, part in _parted(rows, back, place.blocks(output.shape, len(back)), mask):
                 if side not in parts:
                     parts[side] = Moments(rows.shape[-1], groups=rows.shape[0] if rows.dim() == 3 else None)
-                try:
-                    parts[side].update(part)
-                except NonFiniteError:
-                    raise ValueError(
-                        f"{site.title}: on the calibration data its activations in {rows.dtype} are NaN or infinite: "
-                        "look for bad samples, for weights before this layer that are NaN or infinite, or for "
-                        "overflow (then convert the model to float32)"
-                    ) from None
+                _take(parts[side], part, site)
             found.absorbers.produced(site.name, output)
 
         return hook
@@ -209,6 +202,17 @@ def gather(
             if progress is not None:
                 progress("calibrating", found.samples, seen.samples or found.samples)
     return found if seen.team.size == 1 else _of_all(found, seen.team)
+
+
+def _take(moments: Moments, rows: Tensor, site: Site) -> None:
+    try:
+        moments.update(rows)
+    except NonFiniteError:
+        raise ValueError(
+            f"{site.title}: on the calibration data its activations in {rows.dtype} are NaN or infinite: look for bad "
+            "samples, for weights before this layer that are NaN or infinite, or for overflow (then convert the model "
+            "to float32)"
+        ) from None
 
 
 def _of_all(found: Gathered, team: Team) -> Gathered:

@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rankfold.batches import labels_of
+from rankfold.batches import FED, labels_of
 from rankfold.linalg.brief import brief
 
 IGNORE = -100  # a label that counts nowhere
-FED = "decoder_input_ids", "decoder_inputs_embeds"  # what a decoder beside an encoder reads
 
 # what a model hands on besides its answer: caches, states of its layers, a loss it computed itself
 INTERNAL = (

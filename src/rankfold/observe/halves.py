@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import arguments, divisible, evaluating, forward, samples_of, size_of, tensors_in
-from rankfold.objectives.answer import FED
+from rankfold.batches import FED, arguments, divisible, evaluating, forward, samples_of, size_of, tensors_in
 from rankfold.observe.pages import PAGES
 from rankfold.observe.watch import after
 
@@ -35,11 +34,11 @@ WHOLE = Halves()  # of models of one half
 
 
 def halves(root: nn.Module, batch: Any, names: Iterable[str]) -> Halves:
-    """Those of the modules with these ``names``; of a model that is fed no decoder, at no cost. Weights that are read
-    block by block are not read for this."""
+    """Those of the modules with these ``names``, of a model that is fed a decoder (``two_halves``). Weights that are
+    read block by block are not read for this."""
     _, given = arguments(batch, root)
-    size, fed = size_of(batch), next((given[name] for name in FED if isinstance(given.get(name), Tensor)), None)
-    if fed is None or fed.dim() < 2 or hasattr(root, PAGES) or not divisible(((), given), size):
+    size, fed = size_of(batch), next(given[name] for name in FED if isinstance(given.get(name), Tensor))
+    if fed.dim() < 2 or hasattr(root, PAGES) or not divisible(((), given), size):
         return WHOLE
     one, length, chosen = samples_of(given, size, slice(1)), fed.shape[1], list(names)
     with suppress(*_OWN), evaluating(root):

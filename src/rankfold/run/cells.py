@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -24,6 +23,7 @@ from joblib.externals.loky import ProcessPoolExecutor
 from rankfold.run.disk.container import read_object
 from rankfold.run.disk.files import write_atomically
 from rankfold.run.errors import one_line
+from rankfold.run.mark import mark
 from rankfold.run.processes.process import ends_with
 from rankfold.run.progress import Progress, silent
 
@@ -263,11 +263,6 @@ class Kept:
 def named(cell: Any, asked: Mapping[str, Any]) -> str:
     """Readable, and another one for whatever else was asked differently."""
     return f"{cell.title}-{mark(dict(asked) | asdict(cell))}"
-
-
-def mark(values: Any, digits: int = 8) -> str:
-    """The first hexadecimal ``digits`` of a digest of plain values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:digits]
 
 
 def plain(value: Any) -> Any:

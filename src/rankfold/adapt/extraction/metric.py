@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import forward, size_of
+from rankfold.batches import forward, size_of, two_halves
 from rankfold.compress.gradients import FULL, Sums
 from rankfold.compress.metric import GRAPH, Gathering, Spreading
 from rankfold.compress.spread import measure_spread
@@ -102,7 +102,8 @@ def _inputs(root: nn.Module, seen: Samples, chosen: tuple[Site, ...], progress: 
     batch: Any = None
     layout, done = layout_for(root, seen.data), 0
     first = next((laid_out(given, layout) for _, given in seen.mine()), None)
-    fed = WHOLE if first is None else halves(root, first, [site.name for site in chosen])
+    names = [site.name for site in chosen]
+    fed = halves(root, first, names) if first is not None and two_halves(first, root) else WHOLE
 
     def watch(site: Site) -> Any:
         def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> None:

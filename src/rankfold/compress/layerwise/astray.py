@@ -7,14 +7,13 @@ what it was than to what the others were, however large the noise, unless it has
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import evaluating, forward
 from rankfold.observe import after, first_of
 from rankfold.sites import Site
 
@@ -26,17 +25,18 @@ _MANY = 0.1  # of the rows: where they have places of their own next to none doe
 _OWN = RuntimeError, ValueError, TypeError, IndexError  # of a model that cannot be run so
 
 
-def astray(root: nn.Module, few: Any, sites: Collection[Site]) -> frozenset[str]:
-    """Names of those ``sites`` whose rows, or how many these are, data decide on; three passes of ``few`` samples."""
-    with suppress(*_OWN), evaluating(root):
-        plain, *noisy = (_rows(root, few, sites, noise) for noise in (0.0, *_NOISE))
+def astray(run: Callable[[], Any], sites: Mapping[nn.Module, Site]) -> frozenset[str]:
+    """Names of those ``sites``, by their modules, whose rows, or how many these are, data decide on. ``run``, a pass of
+    a few samples in eval mode, is called three times."""
+    with suppress(*_OWN):
+        plain, *noisy = (_rows(run, sites, noise) for noise in (0.0, *_NOISE))
         return frozenset(name for name in plain for each in noisy if _displaced(plain[name], each[name]))
     return frozenset()
 
 
-def _rows(root: nn.Module, few: Any, sites: Collection[Site], noise: float) -> dict[str, list[Tensor]]:
+def _rows(run: Callable[[], Any], sites: Mapping[nn.Module, Site], noise: float) -> dict[str, list[Tensor]]:
     """What enters each site, call by call, with that much noise behind it."""
-    found: dict[str, list[Tensor]] = {site.name: [] for site in sites}
+    found: dict[str, list[Tensor]] = {site.name: [] for site in sites.values()}
     generator = torch.Generator().manual_seed(0)
 
     def watch(site: Site) -> Callable[..., Tensor]:
@@ -50,8 +50,8 @@ def _rows(root: nn.Module, few: Any, sites: Collection[Site], noise: float) -> d
 
         return hook
 
-    with after(root, {site.name: watch(site) for site in sites}):
-        forward(root, few)
+    with after(None, {module: watch(site) for module, site in sites.items()}), torch.no_grad():
+        run()
     return found
 
 

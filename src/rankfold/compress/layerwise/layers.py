@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rankfold.batches import batches_of, copied, size_of
+from rankfold.batches import batches_of, copied, forward, size_of
 from rankfold.compress.applying.apply import prepare_
 from rankfold.compress.applying.layer import filled, place_
 from rankfold.compress.layerwise.astray import FEW, astray
@@ -81,7 +81,8 @@ def fit_layers(task: Task, entries: Sequence[Entry]) -> FittedNetwork:
             chain = replace(pages.chain, spans=spans_of(pages.chain, names))
             return _Fit(task, entries, chain, pages=pages).run(few)
         chain = find_chain(original, few, names)
-        lost = astray(original, next(batches_of(task.seen.data, FEW, FEW)), changed)
+        tried = next(batches_of(task.seen.data, FEW, FEW))
+        lost = astray(partial(forward, original, tried), {original.get_submodule(site.name): site for site in changed})
         try:
             return _Fit(task, entries, chain, lost).run(few)
         except AnotherWay:  # the calls depend on the data

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import forward, size_of
+from rankfold.batches import forward, size_of, two_halves
 from rankfold.compress.layerwise.kept import Kept
 from rankfold.compress.layerwise.looking import Looking, Seen, There, counted, recorded
 from rankfold.compress.layerwise.pairs import FOLDS, JUDGING, WATCHING, Collected, Pairs, bundles, paired
@@ -28,7 +28,7 @@ from rankfold.compress.layerwise.preactivations import Followed
 from rankfold.linalg import Moments
 from rankfold.objectives import Evaluation, Objective
 from rankfold.observe import Chain, Replay, Samples, Span, State, Tape, Taping
-from rankfold.observe.halves import halves
+from rankfold.observe.halves import WHOLE, halves
 from rankfold.observe.passes import laid_out, layout_for
 from rankfold.sites import Site
 
@@ -75,7 +75,8 @@ class Sweep:
         self.theirs = Replay(self.chain, self.original, names)
         self.ours = Replay(self.chain, self.current, names, self.theirs.shapes)
         self.layout = layout_for(self.original, self.seen.data)
-        self.halves = halves(self.original, next(batch for _, batch in self.seen.batches()), self.sites)
+        first = next(batch for _, batch in self.seen.batches())
+        self.halves = halves(self.original, first, self.sites) if two_halves(first, self.original) else WHOLE
         self.samples = sum(size_of(batch) for _, batch in self.seen.batches()) if self.rows else 0
         self.alone = len(list(zip(range(2), self.seen.batches(), strict=False))) < 2
         self.tapes: dict[str, Tape] = {}

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import batches_of, forward, samples_of, size_of, tensors_in
+from rankfold.batches import batches_of, forward, samples_of, size_of, tensors_in, two_halves
 from rankfold.compress.repair.blocks import blocks_of_both, blocks_off, differentiate, noted
 from rankfold.compress.repair.turning import Turning, rate_for
 from rankfold.costs import evaluating
 from rankfold.objectives import Objective
 from rankfold.observe import Samples
-from rankfold.observe.halves import halves
+from rankfold.observe.halves import WHOLE, halves
 from rankfold.run.processes.memory import available
 from rankfold.run.progress import Progress
 from rankfold.sites import without_fused_attention
@@ -77,7 +77,7 @@ def tune_whole_(
         stack.enter_context(without_fused_attention())
         stack.enter_context(gradients_of(root, trained))
         inside = blocks_of_both(root, original)
-        parted = halves(original, taught[0], inside)
+        parted = halves(original, taught[0], inside) if two_halves(taught[0], original) else WHOLE
         judged = _Judged(original, judges, objective)
         best = before = judged.divergence(root)
         kept, at = [parameter.detach().clone() for parameter in trained], 0

@@ -31,9 +31,9 @@ from rankfold.papers.lorita.truncation import (
 from rankfold.papers.runs import Trained, device, short
 from rankfold.papers.writing import against, band, colour, panels
 from rankfold.pipeline import Tell, analyse
-from rankfold.run.cells import mark
 from rankfold.run.disk.container import parsed
 from rankfold.run.disk.files import write_atomically
+from rankfold.run.mark import mark
 from rankfold.spectrum import Spectrum
 from rankfold.zoo import Data
 

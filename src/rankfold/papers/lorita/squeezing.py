@@ -22,9 +22,9 @@ from rankfold.papers.lorita.truncation import by_kind, curve, decomposed, smalle
 from rankfold.papers.runs import without_checkpoints
 from rankfold.pipeline import Tell, calibration_part, compressed_copy, first_example
 from rankfold.report.quantities import percent
-from rankfold.run.cells import mark
 from rankfold.run.disk.container import parsed
 from rankfold.run.disk.files import write_atomically
+from rankfold.run.mark import mark
 from rankfold.sites import fingerprint
 from rankfold.train import Recipe, evaluate
 from rankfold.zoo import Data

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rankfold.run.cells import mark
 from rankfold.run.digest import digest
+from rankfold.run.mark import mark
 from rankfold.sites import Names, sites
 from rankfold.sites.wish import Where
 

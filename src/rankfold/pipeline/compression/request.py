@@ -33,6 +33,7 @@ from rankfold.train import Recipe
 
 FORMAT = 2  # 1 knew data by their length and labels
 _DECIDES = {"budgets", "max_drop", "smallest", "rule", "finetune", "tune", "tune_by"}  # what no measurement depends on
+_JUDGES = ("figure", "higher", "unit")  # of an objective of one's own: what no plan depends on
 _MEASURED = "profile.safetensors"
 _STATE = (_MEASURED, "plan.json", "plan.json.sha256", "quality.json", "tried.json")
 _WORK = ("finetune", "fits", "shards", "sweep")  # folders; the last one as the first release named it
@@ -141,7 +142,10 @@ def request_of(model: nn.Module, data: Any, budgets: Sequence[Budget], settings:
         "seed": settings.seed,
     } | ({"tune": settings.tune} if settings.tune else {})
     request |= {} if settings.tune_by is None else {"tune_by": settings.tune_by}
-    request |= {} if objective is None else {"objective": valued(objective, BUILT_IN)}
+    if objective is not None:
+        told = valued(objective, BUILT_IN)
+        judged = {key: told.pop(key) for key in _JUDGES if key in told} if isinstance(told, dict) else {}
+        request |= {"objective": told} | ({"figure": judged} if judged else {})
     quality = settings.quality
     if quality is not None:
         request |= {"max_drop": str(quality) if quality.figure else quality.points, "smallest": settings.smallest}
@@ -172,11 +176,14 @@ def measured(directory: Path) -> bool:
 
 def take(directory: Path, asked: dict[str, Any], restart: bool) -> None:
     """``PLACE.take``; but where a run has decided nothing yet, as after a budget that cannot be met, another budget
-    goes on with what it has measured."""
+    goes on with what it has measured, and where none has judged yet, another figure, as after one that failed."""
     file = directory / PLACE.file
-    if not restart and _undecided(directory):
+    if not restart and file.exists() and not (directory / "result.json").exists():
         before = PLACE.read(file)
-        if {key for key in {**before, **asked} if before.get(key) != asked.get(key)} <= _DECIDES:
+        free = set(_DECIDES) if _undecided(directory) else set()
+        if not any((directory / "run" / name).exists() for name in ("quality.json", "tried.json", "finetune")):
+            free.add("figure")
+        if {key for key in {**before, **asked} if before.get(key) != asked.get(key)} <= free:
             write_atomically(file, PLACE.written(asked))
     PLACE.take(directory, asked, restart)
 

@@ -22,10 +22,11 @@ from rankfold.pipeline.trainings.inputs import content_of
 from rankfold.pipeline.trainings.rundir import FREE, TrainResult, finished
 from rankfold.pipeline.trainings.selection import SELECTED, selection
 from rankfold.pipeline.trainings.training import train
-from rankfold.run.cells import mark, run_cells
+from rankfold.run.cells import run_cells
 from rankfold.run.claim import claimed, holder
 from rankfold.run.disk.files import write_atomically
 from rankfold.run.disk.foreign import check_replaceable
+from rankfold.run.mark import mark
 from rankfold.run.progress import Progress, Tell, shown
 from rankfold.train import TrainingError
 from rankfold.zoo import load_data
