@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from rankfold.batches import check_rereadable, forward
-from rankfold.compress.repair.turning import Reaching
 from rankfold.compress.repair.whole import Steps, gradients_of, parts_of, tune_whole_
 from rankfold.costs import evaluating
 from rankfold.linalg import svd
@@ -72,8 +71,7 @@ def restore_(
         objective: what the outputs mean.
         params: numbers of the adapter at most, up to 1 as a share of the model's.
         steps: of Adam, whose rate falls to zero.
-        learning_rate: at the start and at most, in units of each matrix's root mean square: a step that promises more
-            than a share of what there is to win is shortened.
+        learning_rate: at the start, in units of each matrix's root mean square.
         samples: of ``data`` that are used.
         batch_size: of a step.
         progress: called as ``progress(what, done, total)`` as the work goes on.
@@ -111,7 +109,7 @@ def restore_(
         parametrize.register_parametrization(root.get_submodule(name), _WEIGHT, one, unsafe=True)
     try:
         trained = [part for one in added.values() for part in (one.left, one.right)]
-        how = Steps(steps, learning_rate, samples, batch_size, Reaching)
+        how = Steps(steps, learning_rate, samples, batch_size, torch.optim.Adam)
         way = tune_whole_(root, reference, trained, data, asked, how, progress)
     finally:
         for name in added:  # merged: the same parameter, with its new value

@@ -59,37 +59,13 @@ class Turning(torch.optim.Optimizer):
                 step = _direction(MOMENTUM * momentum + parameter.grad) * size
                 steps.append((parameter, step))
                 promised += float((parameter.grad * step).sum())
-            rate = group["lr"] * _reached(group, group["lr"] * promised, loss)
+            rate = group["lr"]
+            if loss is not None and float(loss) > 0 and promised > 0:  # below zero nothing is known of the least
+                share = group["reach"] * rate / (group.get("initial_lr") or rate or 1.0)
+                rate = min(rate, share * float(loss) / promised)
             for parameter, step in steps:
                 parameter.add_(step, alpha=-rate)
         return loss
-
-
-class Reaching(torch.optim.Adam):
-    """Adam, whose steps too promise at most a share of what there is to win: at any rate a direction that weighs
-    nothing yet is short beside the matrices that it is added to, and thousands of them together are not."""
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """As of ``Turning``."""
-        with torch.enable_grad():
-            loss = None if closure is None else closure()
-        moving = [(group, p, p.detach().clone()) for group in self.param_groups for p in group["params"]]
-        super().step()
-        for group in self.param_groups:
-            own = [(p, old) for of, p, old in moving if of is group and p.grad is not None]
-            share = _reached(group, sum(float((p.grad * (old - p)).sum()) for p, old in own), loss)
-            for parameter, old in own:
-                parameter.lerp_(old, 1 - share)
-        return loss
-
-
-def _reached(group: dict[str, Any], promised: float, loss: Any) -> float:
-    """By what a step that promises so much is shortened."""
-    if loss is None or float(loss) <= 0 or promised <= 0:  # below zero nothing is known of the least
-        return 1.0
-    reach = group.get("reach", REACH) * group["lr"] / (group.get("initial_lr") or group["lr"])
-    return float(min(1.0, reach * float(loss) / promised))
 
 
 def _direction(gradient: Tensor) -> Tensor:
