@@ -98,3 +98,10 @@ def test_what_does_not_fit_is_refused():
         balanced_factors(a / 0)
     with pytest.raises(ValueError, match="at least one"):
         product([])
+
+
+def test_whole_numbers_have_factors_that_are_none():
+    matrix = torch.tensor([[2, 0], [0, 3]])
+    factors = balanced_factors(matrix)
+    assert all(factor.dtype == torch.float64 for factor in factors)
+    torch.testing.assert_close(product(factors), matrix.double())

@@ -268,3 +268,9 @@ def test_what_is_not_a_statistic_is_refused():
         nuclear_radius(torch.ones(4), 2)
     with pytest.raises(ValueError, match="singular values of one weight were expected"):
         shrink_to_ball(project(draw(2, 3, 4), inputs=torch.eye(4).double().expand(2, 4, 4)), 1.0)
+
+
+def test_a_radius_below_rounding_leaves_nothing():
+    fit = nuclear_fit(torch.eye(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64), radius=1e-17)
+    assert len(fit.shrunk) == 0
+    assert float((fit.left @ fit.right).norm()) == 0

@@ -23,8 +23,8 @@ def balanced_factors(
     `powers`: the p_i > 0 (default all 2, the Frobenius norm: then p = 2/count and the shares are equal).
     `inner`: the d_i; larger than min(m, n) is padded with zeros, smaller keeps the best approximation of that
     rank.
-    Returned in the dtype of `matrix`. Cost: one SVD. Raises as `svd`, and `ValueError` for sizes that do not
-    fit.
+    Returned in the dtype of `matrix`, of whole numbers in float64. Cost: one SVD. Raises as `svd`, and `ValueError`
+    for sizes that do not fit.
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
@@ -35,8 +35,9 @@ def balanced_factors(
         raise ValueError(f"{count} factors have {count - 1} inner sizes of at least 0, got {sizes}")
     if len(powers) != count or any(not 0 < power < math.inf for power in powers):
         raise ValueError(f"{count} factors need {count} positive powers, got {powers}")
+    dtype = matrix.dtype if matrix.is_floating_point() else torch.float64
     if count == 1:
-        return (matrix.detach().clone(),)
+        return (matrix.detach().clone().to(dtype),)
     u, s, vh = svd(matrix)
     rank = min([s.shape[-1], *sizes])
     u, s, vh = u[..., :rank], s[..., :rank], vh[..., :rank, :]
@@ -50,7 +51,7 @@ def balanced_factors(
         ),
         _padded(shares[-1].unsqueeze(-1) * vh, sizes[-1], n),
     ]
-    return tuple(factor.to(matrix.dtype) for factor in factors)
+    return tuple(factor.to(dtype) for factor in factors)
 
 
 def free_factors(matrix: Tensor, sizes: Sequence[int], generator: torch.Generator | None = None) -> tuple[Tensor, ...]:

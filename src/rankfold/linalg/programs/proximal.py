@@ -17,7 +17,8 @@ def threshold(values: Tensor, radius: float) -> Tensor:
     if values.numel() == 0 or excess[-1] <= 0:
         return values.new_zeros(())
     candidates = excess / torch.arange(1, len(values) + 1, dtype=values.dtype, device=values.device)
-    return candidates[values > candidates][-1]
+    above = candidates[values > candidates]  # none where the radius is less than the rounding of the largest value
+    return above[-1] if above.numel() else values[0]
 
 
 def project_nuclear_ball(a: Tensor, radius: float) -> Tensor:
