@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from rankfold.adapt.finite import finite_pair
 from rankfold.adapt.layer import AdaptedLayer, DeepLoRALinear
 from rankfold.adapt.places import CONVOLUTIONS
 from rankfold.induce.places import in_training
-from rankfold.linalg import NonFiniteError
 from rankfold.linalg.compressed import compressed_factors
 from rankfold.objectives import Objective
 from rankfold.run.ordinary import ordinarily
@@ -223,11 +223,10 @@ def merge_(model: Model) -> Model:
     """
     found = updates(model)
     for name, adapted in found.items():
-        if not all(bool(part.isfinite().all()) for part in adapted.matrices()):
-            raise NonFiniteError(
-                f"{name}: its update is NaN or infinite, and nothing was merged: drop all updates (remove_) and train "
-                "again with a smaller learning rate"
-            )
+        finite_pair(
+            name, adapted.matrices(),
+            "nothing was merged: drop all updates (remove_) and train again with a lower learning rate",
+        )  # fmt: skip
     for adapted in found.values():
         weight = adapted.kind.weight(adapted.base)
         update = adapted.kind.geometry(Form.FACTORED).fold(weight.shape, adapted.update().double())

@@ -13,11 +13,11 @@ from rankfold.objectives.kinds.multilabel import MultiLabel
 from rankfold.objectives.kinds.regression import Regression
 from rankfold.objectives.kinds.teacher import Teacher
 
-_BUILT_IN: tuple[Objective, ...] = (
+BUILT_IN: tuple[Objective, ...] = (
     Classification(), Classification(areas=True, name="segmentation"), TokenClassification(), MultiLabel(),
     Regression(), CausalLanguageModel(), MaskedLanguageModel(), Embedding(), Teacher(),
 )  # fmt: skip
-_NAMED: dict[str, Objective] = {each.name: each for each in _BUILT_IN}
+_NAMED: dict[str, Objective] = {each.name: each for each in BUILT_IN}
 
 
 def objective_names() -> tuple[str, ...]:

@@ -37,7 +37,6 @@ from rankfold.observe.pages import spans_of
 from rankfold.run.processes.memory import give_back
 from rankfold.sites import Form, Site, opened
 
-_ROUNDING = 1e-5
 NO_CHAIN = (
     "no chain of blocks was found in this network or in a part of it: each of {groups} groups of layers was "
     "fitted with a run from the beginning, so that the cost grows with the square of their number"

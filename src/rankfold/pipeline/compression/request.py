@@ -19,7 +19,7 @@ from rankfold.compress.ranks.budget import Budget
 from rankfold.compress.ranks.rules import RankRule, described, rule_named
 from rankfold.compress.repair.finetune import finetune_recipe
 from rankfold.objectives import Objective, objective_named
-from rankfold.objectives.names import _BUILT_IN as BUILT_IN
+from rankfold.objectives.names import BUILT_IN
 from rankfold.pipeline.compression.asked import layers_of, valued
 from rankfold.pipeline.quality.value import MaxDrop
 from rankfold.run.digest import digest
