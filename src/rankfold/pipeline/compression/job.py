@@ -71,7 +71,7 @@ from rankfold.zoo.text import Texts
 
 LATENCY_BATCHES = (1, 64)
 _KNOWN = 0.05, 3.0  # points, and standard errors, by which samples are known too well to be new
-BOTTLENECKS = 1024  # calibration samples on which they are measured: r × r moments need fewer than those of a weight
+BOTTLENECKS = 512  # calibration samples on which they are measured: r × r moments need fewer than those of a weight
 
 
 @ordinarily

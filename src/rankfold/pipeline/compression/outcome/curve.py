@@ -22,7 +22,7 @@ from rankfold.train import evaluate
 
 KEPT = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.1)
 SAMPLES = 1000  # of validation, for a curve to look at: the same for all points, which differ by less than chance says
-REPAIRED = 512  # calibration samples that correct the BatchNorm statistics of a point
+REPAIRED = 256  # calibration samples that correct the BatchNorm statistics of a point
 
 
 @dataclass(frozen=True)
