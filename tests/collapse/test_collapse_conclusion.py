@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -12,7 +13,8 @@ from digits import digits, tiny
 from torch import Tensor, nn
 
 from rankfold.cli.verbs.analysis.collapse import print_collapse
-from rankfold.collapse import Paths, paths
+from rankfold.collapse import CollapseProbe, Partition, Paths, chain, cross_entropy, paths
+from rankfold.collapse.gradients import gradient_ranks
 from rankfold.pipeline.collapse import bounded
 from rankfold.pipeline.collapse.page import collapse_data
 from rankfold.pipeline.collapse.study import CollapseReport, collapse_report
@@ -166,6 +168,24 @@ def test_every_module_keeps_its_own_mode(monkeypatch: pytest.MonkeyPatch) -> Non
     x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
     collapse_report(model, (x, (x[:, 0] > 0).long()), decay=1e-3)
     stationarity(model, sites(model), x, torch.eye(2)[(x[:, 0] > 0).long()], "cross-entropy", 0.1)
+    assert [module.training for module in model] == [True, False, True, True]
+    assert model.training
+
+
+@pytest.mark.parametrize("asks", ["chain", "gradient_ranks", "paths", "probe"])
+def test_a_part_in_another_mode_than_the_model_stays_in_it(asks: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).double().train()
+    model[1].eval()  # frozen, as in fine-tuning
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = (x[:, 0] > 0).long()
+    targets = torch.eye(2, dtype=torch.float64)[labels]
+    ways: dict[str, Callable[[], object]] = {
+        "chain": lambda: chain(model, x, targets, Partition.of(labels), 0.1, cross_entropy),
+        "gradient_ranks": lambda: gradient_ranks(model, x, targets, cross_entropy),
+        "paths": lambda: paths(model, ["0", "3"], x),
+        "probe": lambda: CollapseProbe((x, labels), decay=1e-3)(model),
+    }
+    ways[asks]()
     assert [module.training for module in model] == [True, False, True, True]
     assert model.training
 

@@ -35,16 +35,22 @@ class LeftOut(UserWarning):
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """Eval mode and no gradients inside; every module's own mode restored afterwards."""
+def in_eval_mode(model: nn.Module) -> Iterator[nn.Module]:
+    """Eval mode inside; every module's own mode restored afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        with torch.no_grad():
-            yield model
+        yield model
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """Eval mode and no gradients inside; every module's own mode restored afterwards."""
+    with in_eval_mode(model), torch.no_grad():
+        yield model
 
 
 @contextmanager

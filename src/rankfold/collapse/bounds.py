@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import forward
+from rankfold.batches import forward, in_eval_mode
 from rankfold.collapse.backward import whole_pass
 from rankfold.collapse.centroid import INPUT, NotAChainError, Tail, centroid_gradients
 from rankfold.collapse.centroid import without_grad_mode as thawed
@@ -147,14 +147,9 @@ def chain(
             "given: give as many of each"
         )
     root = unwrap(model)
-    mode = root.training
-    root.eval()
-    try:
-        with thawed(root), opened(root):
-            asked = _Asked(targets, partition, decay, loss, batch_size, local, constants)
-            return _chain(root, sites(root), inputs, asked)
-    finally:
-        root.train(mode)
+    with in_eval_mode(root), thawed(root), opened(root):
+        asked = _Asked(targets, partition, decay, loss, batch_size, local, constants)
+        return _chain(root, sites(root), inputs, asked)
 
 
 @dataclass(frozen=True, eq=False)

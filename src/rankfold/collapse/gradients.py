@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import forward
+from rankfold.batches import forward, in_eval_mode
 from rankfold.collapse.backward import layer_rows
 from rankfold.collapse.centroid import without_grad_mode as thawed
 from rankfold.collapse.features import order_of_calls
@@ -60,27 +60,22 @@ def gradient_ranks(model: nn.Module, inputs: Tensor, targets: Tensor, loss: Loss
     Cost: one forward and backward pass, one decomposition of each gradient, and a sort of the rows.
     """
     root = unwrap(model)
-    mode = root.training
-    root.eval()
-    try:
-        with thawed(root), opened(root):
-            names = order_of_calls(root, [site.name for site in sites(root)], lambda: forward(root, inputs))
-            found = {}
-            for name, a, delta in layer_rows(root, names, inputs, targets, loss, 1 / len(inputs)):
-                alone = len(a) == len(inputs)
-                nonzero = delta[delta.abs().sum(1) > 0]
-                found[name] = GradientRank(
-                    name,
-                    (delta.shape[1], a.shape[1]),
-                    numerical_rank(delta.mT @ a),
-                    len(inputs) if alone else None,
-                    distinct(a),
-                    distinct(nonzero) if len(nonzero) else 0,
-                    _key_rank(a, len(inputs)) if name.endswith("k_proj") and not alone else None,
-                )
-            return found
-    finally:
-        root.train(mode)
+    with in_eval_mode(root), thawed(root), opened(root):
+        names = order_of_calls(root, [site.name for site in sites(root)], lambda: forward(root, inputs))
+        found = {}
+        for name, a, delta in layer_rows(root, names, inputs, targets, loss, 1 / len(inputs)):
+            alone = len(a) == len(inputs)
+            nonzero = delta[delta.abs().sum(1) > 0]
+            found[name] = GradientRank(
+                name,
+                (delta.shape[1], a.shape[1]),
+                numerical_rank(delta.mT @ a),
+                len(inputs) if alone else None,
+                distinct(a),
+                distinct(nonzero) if len(nonzero) else 0,
+                _key_rank(a, len(inputs)) if name.endswith("k_proj") and not alone else None,
+            )
+        return found
 
 
 def _key_rank(tokens: Tensor, samples: int) -> int:

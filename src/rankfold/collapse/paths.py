@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import forward, tensors_in
+from rankfold.batches import forward, in_eval_mode, tensors_in
 from rankfold.collapse.centroid import without_grad_mode
 from rankfold.objectives import main_tensor
 from rankfold.observe import after
@@ -49,9 +49,7 @@ def paths(model: nn.Module, names: Sequence[str], inputs: Tensor) -> Paths:
         stack.enter_context(without_grad_mode(model))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(after(model, dict.fromkeys(names, hook)))
-        mode = model.training
-        stack.callback(model.train, mode)
-        model.eval()
+        stack.enter_context(in_eval_mode(model))
         given = inputs.detach().clone().requires_grad_() if inputs.is_floating_point() else inputs
         last = main_tensor(forward(model, given)).grad_fn
 

@@ -99,22 +99,18 @@ class CollapseProbe:
     def __call__(self, model: nn.Module) -> dict[str, dict[str, float]]:
         """Site → column → number, for the model as it is; its mode, hooks and gradients are left as found."""
         root = unwrap(model)
-        mode = root.training
-        try:
-            with evaluating(root), opened(root):
-                fit = self._fit = self._fit or self._fitting(root)
-                names = order_of_calls(root, [site.name for site in sites(root)], lambda: self._few(root))
-                bounds = None if fit.inputs is None else self._chain(root, fit, fit.inputs)
-                if bounds is not None and set(names) <= set(bounds.features):
-                    parts = self._passed(root, bounds, fit.reading)
-                else:
-                    parts = self._pass(root, names, fit.reading)
-                table = {name: self._measure(root.get_submodule(name), part) for name, part in parts.items()}
-            for layer in bounds.layers if bounds is not None else ():
-                table.setdefault(layer.name, {}).update(_columns(layer))
-            return table
-        finally:
-            root.train(mode)
+        with evaluating(root), opened(root):
+            fit = self._fit = self._fit or self._fitting(root)
+            names = order_of_calls(root, [site.name for site in sites(root)], lambda: self._few(root))
+            bounds = None if fit.inputs is None else self._chain(root, fit, fit.inputs)
+            if bounds is not None and set(names) <= set(bounds.features):
+                parts = self._passed(root, bounds, fit.reading)
+            else:
+                parts = self._pass(root, names, fit.reading)
+            table = {name: self._measure(root.get_submodule(name), part) for name, part in parts.items()}
+        for layer in bounds.layers if bounds is not None else ():
+            table.setdefault(layer.name, {}).update(_columns(layer))
+        return table
 
     def _few(self, root: nn.Module) -> Any:
         return [forward(root, batch) for batch in batches_of(self.batches[:1], limit=2)]

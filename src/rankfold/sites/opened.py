@@ -54,6 +54,7 @@ def replace_(model: nn.Module, new: Mapping[nn.Module, nn.Module]) -> None:
 
 _OF_TORCH = vars(nn.Module()).keys()
 _DEPTH = 3  # of lists within lists
+_PLAIN = frozenset({bool, int, float, str, type(None)})  # what most attributes are
 
 
 def _exchanged(value: Any, new: Mapping[nn.Module, nn.Module], walked: set[int], depth: int = _DEPTH) -> Any:
@@ -75,7 +76,7 @@ def _exchanged(value: Any, new: Mapping[nn.Module, nn.Module], walked: set[int],
         parts = [_exchanged(part, new, walked, depth - 1) for part in (value.func, value.args, value.keywords)]
         if parts[0] is not value.func or parts[1] is not value.args:
             return partial(parts[0], *parts[1], **parts[2])
-    elif depth and _is_holder(value) and id(value) not in walked:
+    elif depth and type(value) not in _PLAIN and id(value) not in walked and _is_holder(value):
         walked.add(id(value))
         _exchanged(vars(value), new, walked, depth - 1)
     return value
