@@ -65,6 +65,21 @@ def test_what_would_pass_the_full_rank_is_merged_at_the_full_one(form, rank, mer
     torch.testing.assert_close(answer(loaded), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("form", [Form.FACTORED, Form.PIVOTED])
+@pytest.mark.parametrize("rank", [8, 16])
+def test_a_network_that_is_moved_while_an_adapter_is_merged_gets_its_layers_back_as_it_is_now(form, rank):
+    small, _ = compressed(form)
+    model = adapted(copy.deepcopy(small), rank)
+    model.merge_adapter()
+    model.to(torch.float64).unmerge_adapter()
+    layer = model.base_model.model.get_submodule(NAME).get_base_layer()
+    before = small.get_submodule(NAME).to(torch.float64).state_dict()
+    for name, value in layer.state_dict().items():
+        assert value.dtype == before[name].dtype
+        torch.testing.assert_close(value, before[name], rtol=1e-5, atol=1e-6)
+    answer(model)
+
+
 def test_a_rank_that_no_folder_is_loaded_with_is_refused_before_anything_is_written(tmp_path):
     small, plan = compressed()
     layer = small.get_submodule(NAME)

@@ -81,7 +81,13 @@ class FactoredLora(Linear):
                 right, left = pair(base)
                 rank = base.rank - len(self._pair(name)[0])
                 kept = narrower(base, right[:rank], left[:, :rank])
-            narrow_(base, kept)
+            narrow_(base, [_where(now, before) for now, before in zip(weights_of(base), kept, strict=True)])
+
+
+def _where(now: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """``before`` on the device and in the type of ``now``, to which the network may have been moved since."""
+    moved = before.detach().to(now.device, now.dtype)
+    return torch.nn.Parameter(moved, before.requires_grad) if isinstance(before, torch.nn.Parameter) else moved
 
 
 def known(config: Any) -> Any:
