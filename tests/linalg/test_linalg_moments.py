@@ -96,11 +96,12 @@ def test_merge_is_update_with_the_other_rows(first, second, groups, seed):
     torch.testing.assert_close(merged.gram, whole.gram)
 
 
+@pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("groups", [None, 2])
-def test_state_round_trip_goes_on_where_it_stopped(groups, tmp_path):
+def test_state_round_trip_goes_on_where_it_stopped(groups, single, tmp_path):
     batch = () if groups is None else (groups,)
-    first, second = rows((*batch, 20, 300), 0, 1.0), rows((*batch, 30, 300), 1, -1.0)
-    moments = Moments(300, groups).update(first)
+    first, second = (rows((*batch, n, 300), n, far).float() for n, far in ((20, 1.0), (30, -1.0)))
+    moments = Moments(300, groups, single=single).update(first)
     torch.save(moments.state_dict(), tmp_path / "moments.pt")
     resumed = Moments.from_state_dict(torch.load(tmp_path / "moments.pt", weights_only=True)).update(second)
     moments.update(second)

@@ -58,6 +58,21 @@ def test_files_hold_what_the_reader_in_memory_reads(tmp_path, few_at_a_time, odd
     same(map_entries(file, tmp_path / "entries"), read_triplets(file))
 
 
+@pytest.mark.parametrize(
+    "rows", [slice(3, 7), slice(None), slice(-4, None), slice(8, 2, -2), slice(5, 5), [-1, 0, 0], np.array([2, -3]), []]
+)
+def test_rows_are_picked_as_numpy_picks_them(tmp_path, rows):
+    file = tmp_path / "ratings.csv"
+    table(120).to_csv(file, index=False)
+    found = map_entries(file, tmp_path / "entries")
+    told = found.take(np.arange(len(found)))
+    whole = np.zeros(found.shape)
+    whole[told.rows, told.columns] = told.values
+    assert np.array_equal(found[rows].toarray(), whole[rows if isinstance(rows, slice) else np.array(rows, dtype=int)])
+    with pytest.raises(IndexError):
+        found[[found.shape[0]]]
+
+
 def test_parquet_and_two_colons_and_no_header(tmp_path, few_at_a_time):
     given = table(90)
     given.to_parquet(tmp_path / "r.parquet")

@@ -161,8 +161,10 @@ class Moments:
         return x.reshape(self.groups, x.shape[1:-1].numel(), self.size)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to go on later: `count` (int), `mean` and `covariance_sum` (float64 tensors)."""
-        return {"count": self._count, "mean": self._mean.clone(), "covariance_sum": self.covariance_sum}
+        """Everything needed to go on later: `count` (int), `mean` and `covariance_sum` (float64 tensors), and `single`
+        (1) of those that are."""
+        known = {"count": self._count, "mean": self._mean.clone(), "covariance_sum": self.covariance_sum}
+        return known | ({"single": 1} if self.single else {})
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any], device: torch.device | str = "cpu") -> "Moments":
@@ -173,7 +175,8 @@ class Moments:
                 f"this is not the state of moments: count {count}, mean of shape {tuple(mean.shape)}, "
                 f"covariance_sum of shape {tuple(centred.shape)}"
             )
-        moments = cls(mean.shape[-1], mean.shape[0] if mean.ndim == 2 else None, device)
+        groups, single = mean.shape[0] if mean.ndim == 2 else None, bool(state.get("single", 0))
+        moments = cls(mean.shape[-1], groups, device, single)
         moments._count = count
         moments._mean.copy_(mean)
         moments._centred.copy_(centred)

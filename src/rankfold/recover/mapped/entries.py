@@ -100,14 +100,15 @@ class MappedEntries:
             yield block.rows, self[block.rows]
 
     def __getitem__(self, rows: slice | np.ndarray | Sequence[int]) -> Csr:
-        """Some rows (b, n), in memory."""
-        starts, n = self.files.starts, self.shape[1]
-        if isinstance(rows, slice):
-            those = starts[rows.start : rows.stop + 1]
+        """Some rows (b, n), in memory, as numpy picks them. ``IndexError`` for one that there is not."""
+        starts, (m, n) = self.files.starts, self.shape
+        picked = range(m)[rows] if isinstance(rows, slice) else None
+        if picked and picked.step == 1:
+            those = starts[picked.start : picked.stop + 1]
             where: Any = slice(int(those[0]), int(those[-1]))
             those = those - those[0]
         else:
-            at = np.asarray(rows, dtype=np.int64)
+            at = np.arange(m)[np.asarray(rows if picked is None else picked, dtype=np.int64)]
             sizes = starts[at + 1] - starts[at]
             those = np.concatenate(([0], np.cumsum(sizes)))
             where = np.repeat(starts[at] - those[:-1], sizes) + np.arange(those[-1])
