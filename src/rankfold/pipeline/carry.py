@@ -75,9 +75,7 @@ def _improved(
     calibration = calibration_part(data.train, 2048, how.seed)
     chosen = choose(original, data.validation, how.objective, role="validation")
     tell.say(str(chosen))
-    small, score = mended(
-        small, original, plan, calibration, data.validation, objective=chosen.objective, repaired=2048
-    )
+    small, score = mended(small, original, plan, calibration, data.validation, objective=chosen.objective)
     tell.say(f"validation {score.judged.name}: {score.judged.text}")
     known = None
     if how.slices and narrowable_sites(small):

@@ -17,6 +17,8 @@ from rankfold.run.ordinary import ordinarily
 from rankfold.run.progress import Progress
 from rankfold.train import evaluate
 
+ENOUGH = 1024  # samples that correct BatchNorms: two networks are compared on the same ones, so that chance cancels
+
 
 @ordinarily
 def compressed_copy(
@@ -30,7 +32,7 @@ def compressed_copy(
     reference: Reference | None = None,
     progress: Progress | None = None,
     objective: Objective | str | None = None,
-    repaired: int | None = None,
+    repaired: int = ENOUGH,
 ) -> tuple[nn.Module, Evaluation]:
     """A copy of ``model`` with ``plan`` applied and BatchNorm statistics corrected, and its result on ``validation``.
 
@@ -38,9 +40,8 @@ def compressed_copy(
     lowers the loss on ``validation``. ``objective`` as in ``rankfold.train.evaluate``. ``model`` is left as it is.
     ``profile``: the one that the plan was made from: then nothing is decomposed again. ``method``: your own, where the
     plan was made with one. ``reference``: to ``model``, where several copies of it are made. ``repaired``: samples of
-    ``calibration`` that correct the statistics; None for all. Cost: the factorization,
-    one pass of both networks over ``calibration`` (of the new one alone where the reference knows the data), and one of
-    it over ``validation``.
+    ``calibration`` that correct the statistics, at most ``ENOUGH``. Cost: the factorization, one pass of both networks
+    over these (of the new one alone where the reference knows the data), and one of it over ``validation``.
     """
     tell = progress or (lambda what, done, total: None)
     small = copied(model)
@@ -59,7 +60,7 @@ def mended(
     *,
     reference: Reference | None = None,
     objective: Objective | str | None = None,
-    repaired: int | None = None,
+    repaired: int = ENOUGH,
 ) -> tuple[nn.Module, Evaluation]:
     """What ``compressed_copy`` does with ``small``, to which ``plan`` was applied; ``small`` itself may be returned."""
 
@@ -71,7 +72,7 @@ def mended(
     fitted = None
     if plan.factors is not None:
         fitted = copied(small), scored(small)
-    if not reestimate_(small, reference or model, calibration, samples=repaired) and fitted is not None:
+    if not reestimate_(small, reference or model, calibration, samples=min(repaired, ENOUGH)) and fitted is not None:
         return fitted
     score = scored(small)
     return fitted if fitted is not None and fitted[1].loss <= score.loss else (small, score)

@@ -29,7 +29,7 @@ from rankfold.linalg.brief import brief
 from rankfold.objectives import Figure, Figures, Objective
 from rankfold.observe.passes import separable
 from rankfold.pipeline.compression.outcome.measure import calibration_part
-from rankfold.pipeline.compression.repair import compressed_copy
+from rankfold.pipeline.compression.repair import ENOUGH, compressed_copy
 from rankfold.pipeline.quality.halves import Half, Halves, halves
 from rankfold.pipeline.quality.interval import Fall, check_figure, fall
 from rankfold.pipeline.quality.search import ROUNDING, Tried, larger_by_steps, search
@@ -287,7 +287,7 @@ class Hunt:
                 reference=self.original, objective=self.objective, repaired=known.calibration.samples,
             )[0]  # fmt: skip
         small = apply_(copied(self.model), plan, known, method=known.method)
-        reestimate_(small, self.original, self.calibration, samples=known.calibration.samples)
+        reestimate_(small, self.original, self.calibration, samples=min(known.calibration.samples, ENOUGH))
         return small
 
     def judge(self, tried: tuple[Tried, ...], good: Sequence[Tried]) -> Smallest:
