@@ -87,7 +87,7 @@ def few_of(data: Any, most: int | None = None, seed: int = 0) -> Any:
     if order is None:
         return data
     if most is None or len(order) <= most or isinstance(order[0], list):
-        return _chosen(data, order, torch.arange(len(order))) if _draws(data) else data
+        return _chosen(data, order, torch.arange(len(order))) if draws(data) else data
     drawn = torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))
     return _chosen(data, order, drawn[:most].sort().values)
 
@@ -139,7 +139,7 @@ def _source(loader: DataLoader[Any]) -> Any:
     return loader.batch_sampler if _makes_batches(loader) else getattr(loader.batch_sampler, "sampler", loader.sampler)
 
 
-def _draws(data: Any) -> bool:
+def draws(data: Any) -> bool:
     """Whether another pass may read others, or in another order."""
     return isinstance(data, DataLoader) and not isinstance(_source(data), SequentialSampler | Sequence)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.linalg import singular_values
+from rankfold.linalg import NonFiniteError, NotConvergedError, singular_values
 from rankfold.pipeline.robustness.matrices import matrices
 from rankfold.spectrum import rounding
 
@@ -56,7 +56,10 @@ def amplified(model: nn.Module) -> tuple[tuple[Amplification, ...], tuple[str, .
 def _measured(name: str, matrix: Tensor, precision: float) -> Amplification:
     """Groups stand in blocks along the diagonal of one matrix, which has the singular values of all of them."""
     groups, (m, n) = len(matrix) if matrix.dim() == 3 else 1, matrix.shape[-2:]
-    values = singular_values(matrix)
+    try:
+        values = singular_values(matrix)
+    except (NonFiniteError, NotConvergedError) as error:
+        raise ValueError(f"{name}: {error}: load or train the network again") from None
     standing = values[values > rounding(values, (m, n), precision)[..., None]]
     ends = (float(standing.max()), float(standing.min())) if len(standing) else (float(values.max()), 0.0)
     return Amplification(name, (groups * m, groups * n), len(standing), *ends)
