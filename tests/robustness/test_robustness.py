@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import rankfold as rf
+from rankfold.cli import loading
 from rankfold.pipeline.robustness import attack
 from rankfold.pipeline.robustness.attack import Ball
 from rankfold.pipeline.robustness.layers import amplifications
@@ -493,6 +494,29 @@ def test_original_and_compressed_network_side_by_side(tmp_path):
     table = rankfold(*asked, "--linf", "0.1", "--l2", "").stdout
     assert "linf 0.1" in table
     assert "∏κ" in table
+
+
+def noted(directory, **notes):
+    """A network of digits as ``compress`` writes it."""
+    network = trained()
+    plan = rf.plan(network, "params=0.9", "truncate", example=torch.zeros(1, 1, 8, 8))
+    rf.save(rf.apply_(network, plan), plan, directory, notes=notes)
+    return directory
+
+
+def test_networks_with_data_of_their_own_are_not_set_beside_one_another(monkeypatch, tmp_path):
+    monkeypatch.setattr(loading, "load_data", lambda name, **how: replace(digits(), name=name))
+    digits_cnn = {"model": "digits-cnn"}
+    one = noted(tmp_path / "one", **digits_cnn, data="digits", objective="classification")
+    other = noted(tmp_path / "other", **digits_cnn, data="mnist")
+    silent = noted(tmp_path / "silent", **digits_cnn)
+    asked = ("--samples", 20, "--linf", "0.1", "--l2", "", "-o", tmp_path / "out")
+    line = failed("robustness", one, "--beside", other, *asked)
+    assert f"{other} has the data mnist, and {one} has digits: say with --data on which" in line
+    assert not (tmp_path / "out").exists()
+    for rest in ((other, "--data", "digits"), (silent,)):
+        first, second = succeeded("robustness", one, "--beside", *rest, *asked)["networks"].values()
+        assert (first["clean"], first["attacks"]) == (second["clean"], second["attacks"])
 
 
 def test_a_command_that_makes_no_sense_says_so(tmp_path):
