@@ -188,6 +188,20 @@ def kept(left: Tensor, fraction: float) -> Tensor:
     return left <= (1.0 - fraction) * (1.0 + _ROUNDING) * left[0]
 
 
+def rounding(values: Tensor, shape: tuple[int, int], eps: float) -> Tensor:
+    """What rounding may make of a singular value that is 0: of the ``values`` (…, k), all those of a matrix (m, n), or
+    of each of several, only larger ones stand out of it. (…) float64.
+
+    ``eps``: that of the dtype in which the entries are stored. Rounded independently, they differ by a matrix of norm
+    below eps·‖W‖_F·(1/√m + 1/√n). Products are summed in float32 or better, half precision among them, whose errors
+    have the customary bound max(m, n)·eps·σ₁; of the eps of half precision it would pass σ₁ itself.
+    """
+    m, n = shape
+    values = values.double()
+    stored = eps * values.square().sum(-1).sqrt() * (m**-0.5 + n**-0.5)
+    return torch.maximum(stored, max(m, n) * min(eps, torch.finfo(torch.float32).eps) * values.amax(-1))
+
+
 def spectrum(matrix: Tensor) -> Spectrum:
     """The complete spectrum of ``matrix``, computed in float64 whatever its dtype.
 

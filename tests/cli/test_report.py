@@ -370,6 +370,15 @@ def test_three_lines_for_a_reader_in_a_hurry():
     assert summary.reached(ReportData("", "", {}, {})) == "Sizes were not measured."
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_figure_that_is_no_number_is_not_told_as_one_that_was_not_measured(value: float) -> None:
+    broken = ReportData("", "", {"accuracy": 0.9}, {"accuracy": value})
+    said = summary.quality(broken).replace("\u00a0", " ")
+    assert said == f"90.00 % before, no finite number ({value}) after compression."
+    assert summary.quality(replace(broken, before={})) == f"no finite number ({value}) after compression."
+    assert summary.quality(replace(broken, before={}, compressed={})) == "Not measured: no labelled data were given."
+
+
 def test_times_whose_quartiles_overlap_are_no_clear_difference():
     before = {"latency_ms": {1: Milliseconds(3.0, (2.9, 3.1)), 64: Milliseconds(6.0, (1.7, 6.1))}}
     after = {"latency_ms": {1: Milliseconds(2.0, (1.9, 2.1)), 64: Milliseconds(2.0, (1.6, 2.1))}}

@@ -30,6 +30,7 @@ from rankfold.report import (
     render,
 )
 from rankfold.report.budget import digest, nearest, payload, script
+from rankfold.report.search import search
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,14 @@ def test_a_search_by_another_figure_is_shown_in_its_own_words() -> None:
     assert '<th scope="col" class="n">KL</th>' in part
     assert "KL against kept FLOPs" in part
     assert "ccuracy" not in part
+
+
+@pytest.mark.parametrize("limit", [0.0, -1.0])
+def test_a_limit_that_a_logarithm_has_no_place_for_is_not_drawn(limit: float) -> None:
+    points = [TriedPoint(0.5, 0.5, 0.001, True), TriedPoint(0.3, 0.3, 9.0, False)]
+    drawn = [search(SearchShown(("told",), each, 0.0, points), FigureKind("kl", "nats")) for each in (limit, 0.5)]
+    dashes = [str(picture).count("stroke-dasharray") for picture in drawn]
+    assert dashes[1] == dashes[0] + 1
 
 
 def test_where_parameters_were_to_be_small_the_slider_and_the_picture_go_by_them(known: rf.Profile) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import rankfold as rf
+from rankfold.cli import loading
 from rankfold.pipeline.robustness import attack
 from rankfold.pipeline.robustness.attack import Ball
 from rankfold.pipeline.robustness.layers import amplifications
@@ -257,6 +258,27 @@ def test_convolutions_in_any_form_are_one_matrix_each():
         assert sum(layer.rank for layer in found) < 20 + 24 + 6
 
 
+@pytest.mark.parametrize(("dtype", "side"), [(torch.bfloat16, 256), (torch.float16, 1100)])
+def test_half_precision_hides_no_more_of_a_layer_than_its_rounding(dtype, side):
+    torch.manual_seed(0)
+    full = nn.Sequential(nn.Linear(side, side), nn.Linear(side, 8, bias=False))
+    full[1].weight.data.copy_(planted(8, side, [5.0, 3.0, 1.0]))
+    exact, found = amplifications(full), amplifications(copy.deepcopy(full).to(dtype))
+    assert (exact[1].rank, found[1].rank) == (3, 3)
+    assert exact[0].rank >= side - 1
+    assert found[0].rank >= 0.98 * side
+    assert found[0].largest == pytest.approx(exact[0].largest, rel=1e-2)
+    assert 50 < found[0].condition <= 1.1 * exact[0].condition
+    assert found[1].condition == pytest.approx(5.0, rel=1e-2)
+
+
+@pytest.mark.parametrize("rank", [8, 100])
+def test_a_product_made_in_single_precision_has_its_own_rank(rank):
+    layer = nn.Linear(400, 300, bias=False)
+    layer.weight.data = torch.randn(300, rank) @ torch.randn(rank, 400)
+    assert [found.rank for found in amplifications(nn.Sequential(layer))] == [rank]
+
+
 def test_a_bound_on_the_condition_number_shows():
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     rf.dlrt_(model, 8)
@@ -472,6 +494,29 @@ def test_original_and_compressed_network_side_by_side(tmp_path):
     table = rankfold(*asked, "--linf", "0.1", "--l2", "").stdout
     assert "linf 0.1" in table
     assert "∏κ" in table
+
+
+def noted(directory, **notes):
+    """A network of digits as ``compress`` writes it."""
+    network = trained()
+    plan = rf.plan(network, "params=0.9", "truncate", example=torch.zeros(1, 1, 8, 8))
+    rf.save(rf.apply_(network, plan), plan, directory, notes=notes)
+    return directory
+
+
+def test_networks_with_data_of_their_own_are_not_set_beside_one_another(monkeypatch, tmp_path):
+    monkeypatch.setattr(loading, "load_data", lambda name, **how: replace(digits(), name=name))
+    digits_cnn = {"model": "digits-cnn"}
+    one = noted(tmp_path / "one", **digits_cnn, data="digits", objective="classification")
+    other = noted(tmp_path / "other", **digits_cnn, data="mnist")
+    silent = noted(tmp_path / "silent", **digits_cnn)
+    asked = ("--samples", 20, "--linf", "0.1", "--l2", "", "-o", tmp_path / "out")
+    line = failed("robustness", one, "--beside", other, *asked)
+    assert f"{other} has the data mnist, and {one} has digits: say with --data on which" in line
+    assert not (tmp_path / "out").exists()
+    for rest in ((other, "--data", "digits"), (silent,)):
+        first, second = succeeded("robustness", one, "--beside", *rest, *asked)["networks"].values()
+        assert (first["clean"], first["attacks"]) == (second["clean"], second["attacks"])
 
 
 def test_a_command_that_makes_no_sense_says_so(tmp_path):

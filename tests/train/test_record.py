@@ -14,7 +14,7 @@ from torch.nn.utils import parametrize
 
 import rankfold as rf
 from rankfold.linalg.manifold.subspaces import subspace_distance
-from rankfold.record import RecordError, recorder
+from rankfold.record import RecordError, recorder, recording
 from rankfold.record.measure import measure
 
 seeds = st.integers(0, 2**31)
@@ -139,6 +139,25 @@ def test_a_subspace_that_rounding_decides_has_no_distance():
     for matrix, rank, known in ((low, 2, True), (low, 3, False), (low.float(), 3, False), (0 * low, 1, False)):
         _, now = measure(0, matrix, matrix, None, rank)
         assert (now is not None) == known
+
+
+@pytest.mark.parametrize(("dtype", "side"), [(torch.bfloat16, 256), (torch.float16, 1100)])
+def test_half_precision_keeps_the_subspaces_of_full_weights(dtype, side):
+    weight = draw(side, side)
+    exact, _ = measure(0, weight.float(), weight.float(), None, 3)
+    found, now = measure(0, weight.to(dtype), weight.to(dtype), None, 3)
+    again, _ = measure(1, weight.to(dtype), weight.to(dtype), now, 3)
+    assert found.gap == pytest.approx(exact.gap, rel=0.02)
+    assert (again.left_distance, again.right_distance) == pytest.approx((0, 0), abs=1e-6)
+    assert found.note == again.note == ""
+
+
+def test_what_half_precision_makes_of_a_low_rank_is_rounding():
+    low = (basis(300, 2, 0) @ basis(200, 2, 1).mT).bfloat16()
+    for rank, known in ((2, True), (3, False)):
+        found, now = measure(0, low, low, None, rank)
+        assert (now is not None) == known
+    assert found.note == "no gap and no distances: 2 of 3 singular values stand out of rounding"
 
 
 # the recorder
@@ -425,6 +444,59 @@ def test_save_and_load_are_exact_with_rows_that_are_missing(tmp_path):
     empty.save(path)
     same(rf.SpectrumRecorder.load(path), empty)
     assert len(empty.frame()) == len(empty.singular_values()) == 0
+
+
+def into_factors(model):
+    rf.apply_(model, rf.plan(model, "params=0.6", "truncate", example=torch.zeros(2, 12, dtype=torch.long)))
+
+
+CHANGES = {
+    "factors": into_factors,
+    "geolora": lambda model: rf.geolora_(model, 2),
+    "debora": lambda model: rf.debora_(model, 2),
+    "weight norm": lambda model: nn.utils.parametrizations.weight_norm(model[2]),
+    "gone": lambda model: model.__setitem__(4, nn.Identity()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:rank .* is more than some layers can have")
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_recording_goes_on_whatever_its_layers_have_become(change, tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(20, 16), nn.Conv1d(12, 12, 3), nn.Linear(14, 24), nn.ReLU(), nn.Linear(24, 8))
+    running = rf.SpectrumRecorder(model, rank=2)
+    running.step(0)
+    CHANGES[change](model)
+    running.step(1)
+    running.save(tmp_path / "run.safetensors")
+    resumed = rf.SpectrumRecorder.load(tmp_path / "run.safetensors", model)
+    for each in (running, resumed):
+        each.step(2)
+    same(running, resumed)
+    notes = resumed.frame().query("epoch == 2").set_index("site").note
+    assert [*notes] == ["", "", "", "the model no longer has a weight of this name" if change == "gone" else ""]
+
+
+def test_a_recording_that_does_not_tell_its_layers_reads_those_of_the_model(monkeypatch, tmp_path):
+    """As files of before do not."""
+    model = network()
+    running = recorded(model, 2)
+    monkeypatch.setattr(recording, "told", lambda layer: None)
+    running.save(tmp_path / "run.safetensors")
+    resumed = rf.SpectrumRecorder.load(tmp_path / "run.safetensors", model)
+    for each in (running, resumed):
+        each.step(9)
+    same(running, resumed)
+    with pytest.raises(ValueError, match="recorded 3, which is no site of this Sequential"):
+        rf.SpectrumRecorder.load(tmp_path / "run.safetensors", network()[:3])
+
+
+@pytest.mark.parametrize("label", [np.int64(3), np.float32(3), torch.tensor(3.0)])
+def test_labels_may_be_numbers_of_any_kind(label, tmp_path):
+    found = rf.SpectrumRecorder(network())
+    found.step(label)
+    found.save(tmp_path / "run.safetensors")
+    assert rf.SpectrumRecorder.load(tmp_path / "run.safetensors").last == 3.0
 
 
 def test_a_wrong_file_or_model_is_said_in_one_line(tmp_path):

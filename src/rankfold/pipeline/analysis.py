@@ -15,6 +15,7 @@ from rankfold.run.progress import Progress, showing
 from rankfold.sites import Form, Site, SiteList, opened, sites, unwrap
 from rankfold.sites.wish import Where
 from rankfold.spectrum import Spectrum, kept, spectrum
+from rankfold.train import feed
 
 ENERGIES = (0.9, 0.99)
 
@@ -77,7 +78,8 @@ def analyse(
     found = sites(root, where)
     known = {}
     if data is not None and found.reducible:
-        known = dict(calibrate(root, data, found, samples=samples, metric_samples=0, progress=tell).sites)
+        with feed.undrawn(data):
+            known = dict(calibrate(root, data, found, samples=samples, metric_samples=0, progress=tell).sites)
     rows = []
     with opened(root):
         for done, site in enumerate(found):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rankfold.linalg import NonFiniteError, NotConvergedError, svd
 from rankfold.linalg.manifold.subspaces import subspace_distance
-from rankfold.spectrum import Spectrum, spectrum
+from rankfold.spectrum import Spectrum, rounding, spectrum
 
 Subspaces = tuple[Tensor, Tensor]
 
@@ -41,9 +41,9 @@ def measure(
     """Measure W(t) = ``matrix`` (m, n), or (groups, m, n), against W(0) = ``start`` of the same shape.
 
     ``before``: the leading subspaces, left (…, m, r) and right (…, n, r), of the measurement before this one; those of
-    this one are returned for the next, r = min(rank, m, n). They are None where W(t) has no r singular values above
-    rounding (max(m, n) · machine epsilon of its dtype · σ_1): what is spanned then is arbitrary. Groups: spectra as in
-    ``rankfold.spectrum``, the mean of the distances, the smallest gap (σ_r − σ_{r+1}) / σ_r.
+    this one are returned for the next, r = min(rank, m, n). They are None, which ``note`` says, where W(t) has no r
+    singular values above rounding (``rankfold.spectrum.rounding``): what is spanned then is arbitrary. Groups: spectra
+    as in ``rankfold.spectrum``, the mean of the distances, the smallest gap (σ_r − σ_{r+1}) / σ_r.
     Weights that are not finite, or that no driver decomposes, give a measurement that says so.
     Cost: one singular value decomposition of W(t) with vectors, one of W(t) − W(0) without, in float64.
     """
@@ -56,19 +56,21 @@ def measure(
         u, vh = vh.mT, u.mT
     m, n = matrix.shape[-2:]
     weight = Spectrum(s if s.ndim == 1 else s.square().sum(0).sqrt(), (m, n))
-    update, note = None, ""
+    update, notes = None, list[str]()
     try:
         update = spectrum(matrix.double() - start.double())
     except (NonFiniteError, NotConvergedError) as error:
-        note = f"update: {error}"
+        notes.append(f"update: {error}")
     rank = min(rank, m, n)
-    floor = max(m, n) * torch.finfo(matrix.dtype).eps * s[..., 0]
     gap, left, right, now = math.nan, math.nan, math.nan, None
-    if bool((s[..., rank - 1] > floor).all()):
+    standing = int((s > rounding(s, (m, n), torch.finfo(matrix.dtype).eps)[..., None]).sum(-1).min())
+    if standing < rank:
+        notes.append(f"no gap and no distances: {standing} of {rank} singular values stand out of rounding")
+    else:
         behind = s[..., rank] if rank < min(m, n) else torch.zeros_like(s[..., 0])
         gap = float((1 - behind / s[..., rank - 1]).min())
         rows = torch.contiguous_format  # a copy of its own: a view would keep all vectors
         now = u[..., :rank].clone(memory_format=rows), vh[..., :rank, :].mT.clone(memory_format=rows)
     if now is not None and before is not None:
         left, right = (float(subspace_distance(*pair).mean()) for pair in zip(before, now, strict=True))
-    return Measurement(epoch, weight, update, gap, left, right, note), now
+    return Measurement(epoch, weight, update, gap, left, right, "; ".join(notes)), now

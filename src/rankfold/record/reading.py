@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from rankfold.sites import Form, Site, opened, unwrap
 
+GONE = "the model no longer has a weight of this name"
+
 
 def read(model: nn.Module, sites: Iterable[Site]) -> dict[str, Tensor | str]:
     """A copy on the CPU, in its own dtype, of the matrix of every site; or the reason why it cannot be read now.
@@ -28,7 +30,7 @@ def _copy(root: nn.Module, site: Site) -> Tensor | str:
     try:
         weight = site.weight(root)
     except AttributeError:
-        return "the model no longer has a weight of this name"
+        return GONE
     if hasattr(weight, "full_tensor"):
         return "sharded over processes (DTensor): gather it first"
     if weight.is_meta:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor, nn
 
 from rankfold.record.measure import measure, missing
-from rankfold.record.reading import read
+from rankfold.record.reading import GONE, read
 from rankfold.record.recording import Recording, Track
 from rankfold.sites import Site, sites
 from rankfold.sites.wish import Where
@@ -91,7 +91,7 @@ class SpectrumRecorder:
         for site, matrix in zip(found, read(model, found).values(), strict=True):
             if isinstance(matrix, str):
                 raise ValueError(f"{site.title}: {matrix}")
-            tracks[site.name] = Track(site.kind, matrix)
+            tracks[site.name] = Track(site.kind, matrix, layer=site.layer)
         columns = () if probe is None else tuple(probe.columns)
         check = getattr(probe, "check", None)
         if check is not None:
@@ -117,6 +117,7 @@ class SpectrumRecorder:
         Raises ``ValueError`` for a label that does not grow, and ``RecordError`` for what went wrong in the background
         since the last call.
         """
+        epoch = float(epoch)  # a number of numpy or torch is none that the file can hold
         if self._model is None:
             raise ValueError(
                 "this recording was loaded without a model, so that it cannot go on: use "
@@ -140,7 +141,7 @@ class SpectrumRecorder:
         extra = {} if self._probe is None else self._probe(self._model)
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, "rankfold-record")
-        self._waiting.append(self._worker.submit(self._measure, float(epoch), copies, extra))
+        self._waiting.append(self._worker.submit(self._measure, epoch, copies, extra))
 
     @property
     def last(self) -> float:
@@ -218,7 +219,8 @@ class SpectrumRecorder:
     def load(
         cls, path: str | Path, model: nn.Module | None = None, *, pending: int = 2, probe: Probe | None = None
     ) -> SpectrumRecorder:
-        """The inverse of ``save``, exact. With the ``model`` it was recorded from it goes on, from the same W(0).
+        """The inverse of ``save``, exact. With the ``model`` it was recorded from, or what that has become since, it
+        goes on, from the same W(0).
 
         Raises ``ValueError`` for a damaged or foreign file, for a model without one of the sites, and for a ``probe``
         with other columns.
@@ -228,10 +230,12 @@ class SpectrumRecorder:
             raise ValueError(f"{path}: it was recorded with {'another' if recording.columns else 'no'} probe")
         found: tuple[Site, ...] = ()
         if model is not None:
-            known = {site.name: site for site in sites(model)}
-            if absent := [name for name in recording.tracks if name not in known]:
-                raise ValueError(f"{path}: it recorded {absent[0]}, which is no site of this {type(model).__name__}")
-            found = tuple(known[name] for name in recording.tracks)
+            found = recording.sites_in(model)
+            now = read(model, found)
+            tracks = recording.tracks.items()
+            lost = [name for name, track in tracks if name not in now or (now[name] is GONE and track.is_there)]
+            if lost:
+                raise ValueError(f"{path}: it recorded {lost[0]}, which is no site of this {type(model).__name__}")
         recorder = cls.__new__(cls)
         recorder._begin(model, found, recording, pending, probe)
         return recorder

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import TypedDict
 
+from rankfold.forms import Layer
+from rankfold.record.layers import layer_of, told
 from rankfold.record.measure import Measurement, Subspaces
+from rankfold.record.reading import GONE
 from rankfold.run.disk.container import Kind
+from rankfold.sites import Site, sites
 from rankfold.spectrum import Spectrum
 
 if TYPE_CHECKING:
@@ -22,12 +26,16 @@ _FORMAT = 1
 
 @dataclass
 class Track:
-    """One site: W(0) (m, n) or (groups, m, n), the leading subspaces last seen, and every measurement."""
+    """One site: W(0) (m, n) or (groups, m, n), the leading subspaces last seen, and every measurement.
+
+    ``layer``: how it is read, whatever stands there now; None where a file does not tell.
+    """
 
     kind: str
     start: Tensor
     before: Subspaces | None = None
     rows: list[Measurement] = field(default_factory=list)
+    layer: Layer | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -37,6 +45,11 @@ class Track:
     @property
     def groups(self) -> int:
         return self.start.shape[0] if self.start.ndim == 3 else 1
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the last record found its weight in the model."""
+        return not self.rows or self.rows[-1].note != GONE
 
 
 @dataclass
@@ -52,6 +65,13 @@ class Recording:
     calls: int = 0
     last: float = -math.inf  # label of the last measured call
     columns: tuple[str, ...] = ()
+
+    def sites_in(self, model: nn.Module) -> tuple[Site, ...]:
+        """What is to be read of ``model`` now; without sites of which neither the file nor the model tells how."""
+        untold = any(track.layer is None for track in self.tracks.values())
+        known = {site.name: site.layer for site in (sites(model) if untold else ())}
+        layers = {name: track.layer or known.get(name) for name, track in self.tracks.items()}
+        return tuple(Site(name, "", layer, frozenset()) for name, layer in layers.items() if layer is not None)
 
     def frame(self, eps: float) -> "pd.DataFrame":
         import pandas as pd  # slow to import: only where a table is asked for
@@ -125,6 +145,7 @@ class Recording:
             last=self.last if math.isfinite(self.last) else None,
             sites={site: track.kind for site, track in self.tracks.items()},
             notes={site: [row.note for row in track.rows] for site, track in self.tracks.items()},
+            layers={site: held for site, track in self.tracks.items() if (held := told(track.layer)) is not None},
         )
         if self.columns:
             facts["columns"] = list(self.columns)
@@ -145,6 +166,7 @@ class _Facts(TypedDict):
     sites: dict[str, str]
     notes: dict[str, list[str]]
     columns: NotRequired[list[str]]
+    layers: NotRequired[dict[str, dict[str, Any]]]
 
 
 _FILE = Kind[_Facts](
@@ -162,6 +184,7 @@ def _built(tensors: dict[str, Tensor], facts: _Facts) -> Recording:
             {key: tensors[f"{site}|{key}"] for key in _TENSORS if f"{site}|{key}" in tensors},
             facts["notes"][site],
             columns,
+            layer_of(facts.get("layers", {}).get(site)),
         )
         for site, kind in facts["sites"].items()
     }
@@ -172,7 +195,9 @@ def _built(tensors: dict[str, Tensor], facts: _Facts) -> Recording:
 _TENSORS = ("start", "weight", "update", "numbers", "extra", "left", "right")
 
 
-def _track(kind: str, tensors: dict[str, Tensor], notes: list[str], columns: tuple[str, ...]) -> Track:
+def _track(
+    kind: str, tensors: dict[str, Tensor], notes: list[str], columns: tuple[str, ...], layer: Layer | None
+) -> Track:
     start = tensors["start"]
     m, n = start.shape[-2:]
 
@@ -187,7 +212,7 @@ def _track(kind: str, tensors: dict[str, Tensor], notes: list[str], columns: tup
         )
     ]
     before = (tensors["left"], tensors["right"]) if "left" in tensors else None
-    return Track(kind, start, before, rows)
+    return Track(kind, start, before, rows, layer)
 
 
 def _numbers(row: Measurement) -> list[float]:

@@ -20,7 +20,7 @@ def search(shown: SearchShown, kind: FigureKind, sought: str = "flops", called: 
     points = [(kept, value, point) for kept, value, point in each if kept is not None]
     if not points:
         return None
-    lines = [value for value in (shown.start, shown.limit) if value > 0]  # a divergence from the original starts at 0
+    lines = [value for value in (shown.start, shown.limit) if value > 0]  # where a logarithm has a place for it
     values = [*lines, *(value for _, value, _ in points)]
     along = math.log10 if far_apart(values, kind) else float
     lines = lines if along is math.log10 else [shown.start, shown.limit]
@@ -29,7 +29,8 @@ def search(shown: SearchShown, kind: FigureKind, sought: str = "flops", called: 
         axes = figure.add_axes((0.14, 0.15, 0.83, 0.82))
         if shown.start in lines:
             axes.axhline(along(shown.start), color=MUTED, linewidth=1)
-        axes.axhline(along(shown.limit), color=MUTED, linewidth=1, dashes=(4, 3))
+        if shown.limit in lines:
+            axes.axhline(along(shown.limit), color=MUTED, linewidth=1, dashes=(4, 3))
         for met, mark, colour in ((True, "o", SERIES[0]), (False, "^", SERIES[1])):
             some = [(x, along(y)) for x, y, point in points if point.met is met]
             axes.scatter([x for x, _ in some], [y for _, y in some], s=20, marker=mark, color=colour, linewidths=0)

@@ -6,7 +6,7 @@ from statistics import median
 from typing import Any
 
 from rankfold.report.quantities import count, kept, known, moved, of_figure, percent, speed, times
-from rankfold.report.values import LayerRow, ReportData
+from rankfold.report.values import FigureKind, LayerRow, ReportData
 
 
 def reached(data: ReportData) -> str:
@@ -29,20 +29,25 @@ def quality(data: ReportData) -> str:
     kind = data.judged
     start = data.before.get(kind.name)
     stages: list[tuple[str, Any]] = [
-        (f"{of_figure(state.get(kind.name), kind)} {when}", state.get(kind.name))
+        (f"{_of(state[kind.name], kind)} {when}", state[kind.name])
         for state, when in (
             (data.before, "before"),
             (data.compressed, "after compression"),
             (data.finetuned or {}, "after fine-tuning"),
         )
-        if known(state.get(kind.name))
+        if state.get(kind.name) is not None
     ]
     if not stages:
         return "Not measured: no labelled data were given."
     difference = ""
-    if start is not None and known(start) and len(stages) > 1:
+    if len(stages) > 1 and known(start) and known(stages[-1][1]):
         difference = f" ({moved(stages[-1][1] - start, kind)})"
     return ", ".join(text for text, _ in stages) + difference + "."
+
+
+def _of(value: Any, kind: FigureKind) -> str:
+    """A figure that was measured, which a network that computes nonsense has too."""
+    return of_figure(value, kind) if known(value) else f"no finite number ({value})"
 
 
 def predictions(layers: Sequence[LayerRow]) -> str:

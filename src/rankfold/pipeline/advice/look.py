@@ -28,6 +28,7 @@ from rankfold.run.ordinary import ordinarily
 from rankfold.run.progress import Tell
 from rankfold.sites import Form, SiteList, unwrap
 from rankfold.sites.wish import Where
+from rankfold.train import feed
 from rankfold.train.breakdown import at_chance
 from rankfold.train.evaluation import counted
 from rankfold.zoo.data import parts_of
@@ -77,7 +78,8 @@ def advise(
         An ``Advice``; ``best`` is the network that is recommended, or None.
 
     Raises:
-        ValueError: ``by`` is none of these, ``max_drop`` is below 0 or more than the figure can fall by; and as
+        ValueError: ``by`` is none of these, ``max_drop`` is below 0 or more than the figure can fall by; validation
+            data that are missing, empty, without a target that counts, or can be read only once; and as
             ``rankfold.profile``.
 
     Cost: as many samples as a forward pass allows within ``seconds``, and at least 64, of a slow network 16: one whose
@@ -94,7 +96,23 @@ def advise(
     if by not in CALLED:
         raise ValueError(f"by, what is to be small, must be one of {', '.join(CALLED)}, got {by!r}")
     asked = None if max_drop is None else _asked(max_drop, by)
-    root, data, look = unwrap(model), parts_of(data), Look(seconds, tell or Tell())
+    look, data = Look(seconds, tell or Tell()), parts_of(data)
+    feed.check(data.validation, "validation", again=True)
+    with feed.undrawn(data.train, data.validation):
+        return _seen(look, unwrap(model), data, asked, by, objective, where, batches, seed)
+
+
+def _seen(
+    look: Look,
+    root: nn.Module,
+    data: Any,
+    asked: MaxDrop | None,
+    by: str,
+    objective: Objective | str | None,
+    where: Where | None,
+    batches: Sequence[int],
+    seed: int,
+) -> Advice:
     example = first_example(root, data.train)
     each = seconds_of_one(root, example)
     said = getattr(data, "objective", None) if objective is None else None
@@ -103,7 +121,7 @@ def advise(
     if told is not None:
         look.tell.say(str(told if said is None else replace(told, why="as the data say")))
     tokens = meaning is not None and meaning.by_token
-    taught = affordable(profiled_within(_PROFILE * seconds / each, tokens), each, 1024)
+    taught = affordable(profiled_within(_PROFILE * look.seconds / each, tokens), each, 1024)
     calibration = calibration_part(data.train, taught, seed)
     known = profile(
         root, calibration, objective=meaning, example=example, where=where,

@@ -58,7 +58,7 @@ from rankfold.pipeline.compression.planned import Planner
 from rankfold.pipeline.compression.repair import compressed_copy
 from rankfold.pipeline.compression.request import PLACE, Settings, measured, request_of, take, tidied
 from rankfold.pipeline.compression.tuning import tuned_copy
-from rankfold.pipeline.quality.halves import few_of
+from rankfold.pipeline.quality.halves import few_of, sample_count
 from rankfold.pipeline.quality.interval import check_figure
 from rankfold.run.claim import claimed
 from rankfold.run.disk.files import check_room
@@ -285,6 +285,7 @@ class _Job(Planner):
     ) -> Result:
         """The only place that sees the test split."""
         split, name = held_out(self.data)
+        split = few_of(split)  # a sampler would draw others for each network
         models = {"before": self.model, "compressed": small} | ({} if tuned is None else {"finetuned": tuned})
         scores: dict[str, Evaluation] = {}
         for done, (stage, network) in enumerate(models.items()):
@@ -352,7 +353,7 @@ class _Job(Planner):
             measured=(made, small, None if drawn else score),
             besides=[budget for budget in self.budgets if isinstance(budget, Multiples)],
         )  # fmt: skip
-        return Curve(tuple(points), start.judged.value, SAMPLES if drawn else None)
+        return Curve(tuple(points), start.judged.value, sample_count(few) if drawn else None)
 
 
 def _timed(split: Any) -> tuple[int, ...]:

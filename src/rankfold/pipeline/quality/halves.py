@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, Subset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler, Subset
 
 from rankfold.batches import arguments, batches_of, divisible, is_hugging_face, samples_of, size_of
 from rankfold.train import TrainingError, feed
@@ -56,7 +57,7 @@ def halves(data: Any, seed: int = 0) -> Halves:
     single = _single(data)
     if single is not None:
         data = [single]
-    order = _order(data)
+    order = _once(_order(data))
     if order is not None:
         count, drawn = len(order), torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))
         first, second = (part.sort().values for part in (drawn[: count // 2], drawn[count // 2 :]))
@@ -76,11 +77,17 @@ def halves(data: Any, seed: int = 0) -> Halves:
     return made
 
 
-def few_of(data: Any, most: int, seed: int = 0) -> Any:
-    """``most`` samples of ``data``, drawn with ``seed``; all of them where there are no more, or none has an index."""
+def few_of(data: Any, most: int | None = None, seed: int = 0) -> Any:
+    """``most`` samples of ``data``, drawn with ``seed``; all of them where there are no more, or by default.
+
+    Those of a loader that draws are settled, so that two networks meet the same ones in the same order: its batches
+    where it makes them its own way. Data come back as they are where every pass reads the same, or none has an index.
+    """
     order = _order(data)
-    if order is None or len(order) <= most or isinstance(order[0], list):
+    if order is None:
         return data
+    if most is None or len(order) <= most or isinstance(order[0], list):
+        return _chosen(data, order, torch.arange(len(order))) if draws(data) else data
     drawn = torch.randperm(len(order), generator=torch.Generator().manual_seed(seed))
     return _chosen(data, order, drawn[:most].sort().values)
 
@@ -110,13 +117,31 @@ def _order(data: Any) -> Sequence[Any] | None:
     return None if count is None else range(count)
 
 
+def _once(order: Sequence[Any] | None) -> Sequence[Any] | None:
+    """Without what a sampler draws again, which would stand in both halves."""
+    repeats = isinstance(order, list) and len(order) > 0 and not isinstance(order[0], list)
+    return sorted(set(order)) if repeats and order is not None else order
+
+
 def _drawn(loader: DataLoader[Any]) -> list[Any]:
     with feed.undrawn(loader):
-        if loader.batch_sampler is None:
-            return sorted({int(index) for index in loader.sampler})
-        if type(loader.batch_sampler) is BatchSampler:
-            return sorted({int(index) for index in loader.batch_sampler.sampler})
-        return [list(batch) for batch in loader.batch_sampler]
+        found = [list(each) if isinstance(each, list | tuple) else int(each) for each in _source(loader)]
+    return found if _makes_batches(loader) else sorted(found)
+
+
+def _makes_batches(loader: DataLoader[Any]) -> bool:
+    """Whether its own way, so that its batches stay as they are."""
+    return loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler
+
+
+def _source(loader: DataLoader[Any]) -> Any:
+    """What says the order: of samples, or of batches where it makes them its own way."""
+    return loader.batch_sampler if _makes_batches(loader) else getattr(loader.batch_sampler, "sampler", loader.sampler)
+
+
+def draws(data: Any) -> bool:
+    """Whether another pass may read others, or in another order."""
+    return isinstance(data, DataLoader) and not isinstance(_source(data), SequentialSampler | Sequence)
 
 
 def _chosen(data: Any, order: Sequence[Any], places: Tensor) -> Any:
@@ -126,13 +151,19 @@ def _chosen(data: Any, order: Sequence[Any], places: Tensor) -> Any:
     chosen = [order[place] for place in places.tolist()]
     if is_hugging_face(data):
         return data.select(chosen)
-    if not isinstance(data, DataLoader):
-        return Subset(data, chosen)
-    shared: dict[str, Any] = {"collate_fn": data.collate_fn, "num_workers": data.num_workers}
-    if chosen and isinstance(chosen[0], list):
-        return DataLoader(data.dataset, batch_sampler=chosen, **shared)
-    size = getattr(data.batch_sampler, "batch_size", None)  # the loader does not know that of a batch sampler given
-    return DataLoader(Subset(data.dataset, chosen), batch_size=size, **shared)
+    return _reading(data, chosen) if isinstance(data, DataLoader) else Subset(data, chosen)
+
+
+def _reading(loader: DataLoader[Any], chosen: list[Any]) -> DataLoader[Any]:
+    """The same loader, workers and all, of these indices of its data set alone, or of these batches of them."""
+    batches: Any = loader.batch_sampler
+    if _makes_batches(loader):
+        batches = chosen
+    elif batches is not None:
+        batches = BatchSampler(chosen, batches.batch_size, drop_last=False)
+    same = copy(loader)
+    vars(same).update(sampler=chosen, batch_sampler=batches, _iterator=None)  # torch lets none be set by name
+    return same
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from rankfold.compress.ranks.options import BudgetError
 from rankfold.objectives import Evaluation, Figures, Objective
 from rankfold.pipeline.quality.halves import GROUPS, Halves
 from rankfold.pipeline.quality.value import MaxDrop
-from rankfold.train import counted
+from rankfold.train import TrainingError, counted
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Fall:
 
 def fall(before: Sequence[Figures], after: Sequence[Figures], groups: int = GROUPS, figure: str = "") -> Fall:
     """The drop between two networks whose sums over the same batches, one for one, are ``before`` and ``after``, in the
-    judging figure or in the one of this name, which then is the first; ``KeyError`` where it was not measured.
+    judging figure or in the one of this name, which then is the first; ``KeyError`` where it was not measured,
+    ``TrainingError`` where no target counts.
 
     Batches are put together into about ``groups`` groups; the drop is measured again without each of them, which says
     how much it varies (jackknife without a group). Groups of m of n counted positions have the weights of F. Busing,
@@ -40,19 +41,24 @@ def fall(before: Sequence[Figures], after: Sequence[Figures], groups: int = GROU
     three sums over the groups, and no forward pass.
     """
     sums = _grouped(before, groups), _grouped(after, groups)
-    counted = [index for index, part in enumerate(sums[0]) if _size(part)]
-    kept = [[side[index] for index in counted] for side in sums]
+    counting = [index for index, part in enumerate(sums[0]) if _size(part)]
+    if not counting:
+        raise TrainingError(
+            "validation data: no target of the samples that judge counts, as all are marked as left out, such as -100: "
+            "give more samples with a target"
+        )
+    kept = [[side[index] for index in counting] for side in sums]
     total = judged_by(_merged(kept[0]).result(), figure), judged_by(_merged(kept[1]).result(), figure)
     whole = total[0].judged.better(total[1].judged)
     error = float("nan")
-    if len(counted) > 1 and isfinite(whole):
+    if len(counting) > 1 and isfinite(whole):
         without = [
             a.judged.better(b.judged) for a, b in zip(*(_without_each(part, figure) for part in kept), strict=True)
         ]
         error = _error(whole, [_size(part) for part in kept[0]], without)
     if not isfinite(error):
         return Fall(*total, whole)
-    reach = error * _student(len(counted) - 1)
+    reach = error * _student(len(counting) - 1)
     return Fall(*total, whole, error, (whole - reach, whole + reach))
 
 

@@ -149,7 +149,8 @@ def _gradients(
     with torch.enable_grad():
         output = answered(model, changed)
         loss, count = objective.losses(output, changed)
-        found = torch.autograd.grad(loss * count, leaves, allow_unused=True)
+        seen = loss.requires_grad  # else the network computes without gradients: none are seen, as behind saturation
+        found = torch.autograd.grad(loss * count, leaves, allow_unused=True) if seen else [None] * len(leaves)
     gradients = [torch.zeros_like(x) if g is None else g.nan_to_num() for x, g in zip(leaves, found, strict=True)]
     return gradients, objective.hits(output, changed)[0].detach()
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from rankfold.batches import moved, samples_of, size_of
+from rankfold.pipeline.quality.halves import draws
 from rankfold.pipeline.robustness.attack import Space, movable
-from rankfold.train.feed import ordered
+from rankfold.train.feed import in_memory, ordered
 from rankfold.zoo import Split
+
+OWN = "of the inputs"  # the unit of radii
+_READ = 4096  # samples at once, to know their extremes
 
 
 def taken(model: nn.Module, part: Any, batch_size: int, samples: int | None) -> list[Any]:
@@ -37,16 +43,15 @@ def taken(model: nn.Module, part: Any, batch_size: int, samples: int | None) -> 
 
 
 def check_finite(batches: list[Any], data: Any, batch_size: int) -> None:
-    """``ValueError`` naming a sample that no attack can start from: a NaN has no neighbours, and spoils the extremes
-    that all samples stay in."""
+    """``ValueError`` for a sample that no attack can start from: a NaN has no neighbours, and spoils the extremes that
+    all samples stay in. Its number is that in the data; a loader that draws anew has none."""
     place = _not_finite(batches)
     if place is None:
         return
-    again = None if isinstance(data, Iterator) else _not_finite(ordered(data, batch_size))
-    raise ValueError(
-        f"sample {place if again is None else again} holds NaN or infinity in its input: leave this sample out, or "
-        "mend it"
-    )
+    if in_memory(data) is not None:  # of which some were drawn
+        place = _not_finite(ordered(data, batch_size))
+    which = "a sample" if draws(data) else f"sample {place}"
+    raise ValueError(f"{which} holds NaN or infinity in its input: leave this sample out, or mend it")
 
 
 def _not_finite(batches: Iterable[Any]) -> int | None:
@@ -69,13 +74,8 @@ def space_of(
         pixels = data.mean, data.std
     if pixels is None:
         one = tuple(torch.ones(()) for _ in groups)
-        lows, highs = (
-            tuple(torch.stack([pick(x) for x in group]) for group in groups) for pick in (torch.amin, torch.amax)
-        )
-        low, high = (tuple(x.min() for x in lows), tuple(x.max() for x in highs))
-        if bounds is not None:
-            low, high = ((torch.tensor(float(end)),) * len(groups) for end in bounds)
-        space, unit = Space(one, low, high), "of the inputs"
+        low, high = _extremes(data, batches) if bounds is None else (_ends(end, groups) for end in bounds)
+        space, unit = Space(one, low, high), OWN
     else:
         mean, std = (torch.as_tensor(part, dtype=torch.float64).reshape(-1) for part in pixels)
         if any(len(mean) not in (1, group[0].shape[1]) or len(mean) != len(std) for group in groups):
@@ -87,6 +87,30 @@ def space_of(
         space, unit = Space(*shaped), "of pixels between 0 and 1"
     _check_inside(space, groups)
     return space, unit
+
+
+def _ends(end: float, groups: list[Any]) -> tuple[Tensor, ...]:
+    return (torch.tensor(float(end)),) * len(groups)
+
+
+def held_whole(data: Any) -> Any:
+    """The data where all of them are in memory, else None."""
+    if isinstance(data, DataLoader) and isinstance(data.dataset, TensorDataset) and data.collate_fn is default_collate:
+        return data.dataset
+    return data if in_memory(data) is not None or isinstance(data, list | Mapping) else None
+
+
+def _extremes(data: Any, batches: list[Any]) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The least and the largest finite entry of each input tensor: of all data in memory, else of ``batches``."""
+    whole = held_whole(data)
+    lows, highs = list[tuple[Tensor, ...]](), list[tuple[Tensor, ...]]()
+    for batch in chain(batches, () if whole is None else ordered(whole, _READ)):
+        parts = [x[x.isfinite()].double().cpu() for x in movable(batch)]
+        if all(map(len, parts)):
+            lows.append(tuple(x.min() for x in parts))
+            highs.append(tuple(x.max() for x in parts))
+    low, high = (tuple(map(torch.stack, zip(*ends, strict=True))) for ends in (lows, highs))
+    return tuple(x.min() for x in low), tuple(x.max() for x in high)
 
 
 def _channels(values: Tensor, like: Tensor) -> Tensor:

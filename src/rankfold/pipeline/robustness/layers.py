@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.linalg import singular_values
+from rankfold.linalg import NonFiniteError, NotConvergedError, singular_values
 from rankfold.pipeline.robustness.matrices import matrices
-from rankfold.spectrum import Spectrum
+from rankfold.spectrum import rounding
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,10 @@ def amplified(model: nn.Module) -> tuple[tuple[Amplification, ...], tuple[str, .
 def _measured(name: str, matrix: Tensor, precision: float) -> Amplification:
     """Groups stand in blocks along the diagonal of one matrix, which has the singular values of all of them."""
     groups, (m, n) = len(matrix) if matrix.dim() == 3 else 1, matrix.shape[-2:]
-    values = singular_values(matrix).flatten().sort(descending=True).values
-    whole = Spectrum(values, (groups * m, groups * n))
-    rank = whole.numerical_rank(precision * max(m, n))
-    smallest = float(whole.values[rank - 1]) if rank else 0.0
-    return Amplification(name, whole.shape, rank, whole.spectral_norm, smallest)
+    try:
+        values = singular_values(matrix)
+    except (NonFiniteError, NotConvergedError) as error:
+        raise ValueError(f"{name}: {error}: load or train the network again") from None
+    standing = values[values > rounding(values, (m, n), precision)[..., None]]
+    ends = (float(standing.max()), float(standing.min())) if len(standing) else (float(values.max()), 0.0)
+    return Amplification(name, (groups * m, groups * n), len(standing), *ends)

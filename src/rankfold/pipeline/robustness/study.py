@@ -16,16 +16,17 @@ from rankfold.objectives import Classification, Objective, infer, objective_name
 from rankfold.objectives.answer import main_tensor
 from rankfold.pipeline.compression.outcome.measure import calibration_part
 from rankfold.pipeline.robustness.attack import Ball, Norm, Space, answered, held
-from rankfold.pipeline.robustness.inputs import check_finite, space_of, taken
+from rankfold.pipeline.robustness.inputs import OWN, check_finite, held_whole, space_of, taken
 from rankfold.pipeline.robustness.layers import Amplification, amplified
 from rankfold.run.ordinary import ordinarily
 from rankfold.run.progress import Progress, showing
+from rankfold.train import feed
 from rankfold.train.evaluation import materialised, named
-from rankfold.train.feed import check
 from rankfold.train.targets import known_targets
 
 SHOWN = 20  # names in a note
 FEWEST_STEPS = 15  # fewer find too little, and flatter the network
+_MOST = 709.0  # e to more is no floating-point number
 LINF, L2 = (0.03, 0.06), (0.5, 1.0)
 
 
@@ -55,6 +56,7 @@ class Robustness:
         blind: of the samples that are answered rightly, the share whose gradient is zero before the first step: the
             attack does not see where to go there, and what it does not find proves nothing.
         left_out: what else the network may multiply by that is not among ``layers``, each with the reason.
+        narrow: inputs stay between the extremes of the samples attacked, as the other data are not in memory.
 
     Example:
         >>> rf.Robustness(0.9, (), (), 100, 1000, 20, 1, "pixels", 0.0).clean
@@ -71,6 +73,7 @@ class Robustness:
     unit: str
     blind: float
     left_out: tuple[str, ...] = ()
+    narrow: bool = False
 
     __repr__ = brief
 
@@ -85,14 +88,13 @@ class Robustness:
     def gain(self) -> float:
         """∏ σ₁ over the layers: with activations that do not stretch, a bound on the network's gain if all follow one
         another and none is a convolution."""
-        return math.exp(sum(math.log(max(layer.largest, 1e-300)) for layer in self.layers))
+        return _product([layer.largest for layer in self.layers])
 
     @property
     def condition(self) -> float:
         """∏ κ over the layers, a bound on how much more a relative change of the input can become. It says nothing of
         the gain itself."""
-        logs = sum(math.log(layer.condition) if layer.condition < math.inf else math.inf for layer in self.layers)
-        return math.exp(logs) if logs < 700 else math.inf
+        return _product([layer.condition for layer in self.layers])
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -103,19 +105,30 @@ class Robustness:
                 f"for {self.blind:.1%} of the attacked samples the gradient is zero, so that the attack cannot find "
                 "a change: accuracy under attack says little about this network"
             )
+        if self.narrow:
+            found.append(
+                f"inputs stay between the extremes of the {self.samples} samples attacked, as the other data are not "
+                "in memory: give bounds= where inputs may lie further out"
+            )
         if self.left_out:
             names = ", ".join(self.left_out[:SHOWN]) + ", …" * (len(self.left_out) > SHOWN)
             found.append(f"∏σ₁ and ∏κ leave out {names}: they bound what stands in the table, not the whole network")
         return tuple(found)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; ``condition`` of a singular layer is null."""
+        """Plain values, for JSON; ``condition`` of a singular layer is null, as are products beyond any number."""
         values = asdict(self) | {"layers": [layer.to_dict() for layer in self.layers]}
         values["attacks"] = [asdict(attack) for attack in self.attacks]
         values |= {"gain": self.gain, "condition": self.condition, "notes": list(self.notes)}
         for part in (values, *values["layers"]):
-            part["condition"] = part["condition"] if part["condition"] < math.inf else None
+            part |= {key: None for key in ("gain", "condition") if part.get(key) == math.inf}
         return values
+
+
+def _product(factors: Sequence[float]) -> float:
+    """Infinity where it is beyond any number."""
+    logs = -math.inf if 0 in factors else math.fsum(map(math.log, factors))
+    return math.exp(logs) if logs < _MOST else math.inf
 
 
 @showing
@@ -153,7 +166,8 @@ def robustness(
         objective: told from the data by default.
         pixels: the (mean, std), each (C,), by which images were normalised. Radii are in units of pixels between 0 and
             1 where data are images of bytes, or where this is given; elsewhere in units of the inputs.
-        bounds: in which inputs stay where they are no pixels; by default the extremes that the data have.
+        bounds: in which inputs stay where they are no pixels; by default the extremes that the data have, or
+            where they are not in memory those of the samples attacked, which a note says.
         batch_size: of the attack.
         seed: of samples and random points.
         progress: called as ``progress(what, done, total)`` as the work goes on.
@@ -163,7 +177,8 @@ def robustness(
 
     Raises:
         ValueError: an objective that is no classification, inputs that are whole numbers, fewer than 15 steps, no
-            radius or one that is not positive, bounds that exclude a sample, an input that is NaN or infinite.
+            radius or one that is not positive, bounds that exclude a sample, an input or a weight that is NaN or
+            infinite.
 
     Cost: (1 + restarts)·(steps + 1) forward and backward passes over ``samples`` for each radius, fewer where samples
     are lost; one SVD of each matrix.
@@ -179,24 +194,27 @@ def robustness(
         (1.0, 0.5)
     """
     balls = _balls(linf, l2, steps, restarts)
-    check(data, "evaluation")
-    part = data if samples is None else calibration_part(data, samples, seed)
+    if samples is not None and not _is_count(samples, 1):
+        raise ValueError(f"samples must be a whole number of at least 1, or None for all, got {samples!r}")
+    feed.check(data, "evaluation")
     materialised(model)
-    batches = taken(model, part, batch_size, samples)
-    check_finite(batches, data, batch_size)
-    chosen = _chosen(model, batches[0], objective, data)
+    with feed.undrawn(data):
+        part = data if samples is None else calibration_part(data, samples, seed)
+        batches = taken(model, part, batch_size, samples)
+        check_finite(batches, data, batch_size)
+        chosen = _chosen(model, batches[0], objective, data)
+        space, unit = space_of(data, batches, pixels, bounds)
     if not isinstance(chosen, Classification) or chosen.by_token:
         raise ValueError(
             "robustness is measured only for classifiers, whose answers are right or wrong, and the objective "
             f"is {chosen}: {_remedy(model, batches[0])}"
         )
-    space, unit = space_of(data, batches, pixels, bounds)
+    layers, left_out = amplified(model)  # before the attacks, which take long: a layer may not be finite
     tell = progress or (lambda what, done, total: None)
     generator = torch.Generator().manual_seed(seed)
     with evaluating(model), named("evaluation"):
         counts = _counts(model, chosen, batches, balls, space, steps, restarts, generator, tell)
     right, counted, under, blind, attacked, seen = counts
-    layers, left_out = amplified(model)
     return Robustness(
         clean=right / counted,
         attacks=tuple(Attacked(b.norm, b.radius, found / counted) for b, found in zip(balls, under, strict=True)),
@@ -208,6 +226,7 @@ def robustness(
         unit=unit,
         blind=blind / max(attacked, 1),
         left_out=left_out,
+        narrow=unit == OWN and bounds is None and seen == samples and held_whole(data) is None,
     )
 
 
@@ -232,13 +251,17 @@ def _remedy(model: nn.Module, batch: Any) -> str:
     )
 
 
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def _balls(linf: Sequence[float], l2: Sequence[float], steps: int, restarts: int) -> list[Ball]:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < FEWEST_STEPS:
+    if not _is_count(steps, FEWEST_STEPS):
         raise ValueError(
             f"steps must be a whole number of at least {FEWEST_STEPS}, as a weaker attack makes the network look "
             f"better than it is; got {steps!r}"
         )
-    if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 0:
+    if not _is_count(restarts, 0):
         raise ValueError(f"restarts must be a whole number of at least 0, got {restarts!r}")
     norms: tuple[tuple[Norm, Sequence[float]], ...] = (("linf", linf), ("l2", l2))
     balls = [Ball(norm, float(radius)) for norm, radii in norms for radius in sorted(radii)]

@@ -24,7 +24,9 @@ from rankfold.cli.verbs.analysis.evaluate import SplitName
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from rankfold.cli.loading import Loaded
     from rankfold.pipeline.robustness.study import Robustness
+    from rankfold.zoo import Data
 
 
 def robustness(
@@ -81,16 +83,17 @@ def robustness(
     set_threads(threads)
     found = {}
     with Talk() as talk, computing(device, "float32") as place:
-        for name in dict.fromkeys([model, *(beside or ())]):
-            loaded = open_either(name, weights if name == model else None, factory, data, download, talk).to(place)
-            known = loaded.needed_data()
-            noted = None if loaded.stored is None else noted_objective(loaded.stored.notes)
-            loaded.needed_example()
+        opened = {
+            name: open_either(name, weights if name == model else None, factory, data, download, talk)
+            for name in dict.fromkeys([model, *(beside or ())])
+        }
+        known, noted = _one_data(opened), opened[model].stored
+        judged = objective_of(objective) or known.objective or (None if noted is None else noted_objective(noted.notes))
+        for name, loaded in opened.items():
             talk.say(f"attacking {name} on {known.amount(split)} of {known.name}, at most {samples}")
             found[name] = measured(
-                loaded.model, known.needed(split), linf=cube, l2=sphere,
-                steps=steps, restarts=restarts, samples=samples,
-                objective=objective_of(objective) or known.objective or noted, seed=seed, progress=talk.progress,
+                loaded.to(place).model, known.needed(split), linf=cube, l2=sphere,
+                steps=steps, restarts=restarts, samples=samples, objective=judged, seed=seed, progress=talk.progress,
             )  # fmt: skip
         files = write_robustness(found, out)
         talk.say(f"wrote {', '.join(map(str, files))}")
@@ -98,6 +101,22 @@ def robustness(
         print_json({"directory": str(out), "networks": {name: each.to_dict() for name, each in found.items()}})
         return
     print_robustness(found)
+
+
+def _one_data(opened: Mapping[str, Loaded]) -> Data:
+    """The data of the first network, on which all are attacked; ``ZooError`` where another has its own."""
+    from rankfold.zoo import ZooError
+
+    (first, loaded), *others = opened.items()
+    known = loaded.needed_data()
+    loaded.needed_example()
+    for name, other in others:
+        if other.data is not None and other.data.name != known.name:
+            raise ZooError(
+                f"{name} has the data {other.data.name}, and {first} has {known.name}: say with --data on which data "
+                "all of them are attacked"
+            )
+    return known
 
 
 def _radii(option: str, text: str) -> list[float]:
