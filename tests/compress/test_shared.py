@@ -414,6 +414,28 @@ def test_saved_loaded_and_applied_again(model, data, known, plan, small, tmp_pat
     assert torch.allclose(rf.apply_(network(), plan, kept)(data), small(data), atol=1e-5)
 
 
+def test_rows_that_are_equal_are_stored_once(data, tmp_path):
+    """As of a widened network, whose neurons come in pairs: a row of one layer is what the other one stores."""
+
+    def widened():
+        wide = network()
+        with torch.no_grad():
+            for layer in wide[1].made:
+                layer.weight[1::2] = layer.weight[::2]
+        return wide
+
+    model = widened()
+    known = rf.profile(model, data, forms=["shared"], where="1.made.*")
+    plan = known.plan("params=0.9")
+    small = rf.apply_(copy.deepcopy(model), plan, known)
+    orders = [layer.up.order.tolist() for layer in small[1].made]
+    assert all(len(set(order)) == len(order) for order in orders)
+    rf.save(small, plan, tmp_path / "small")
+    again = rf.load(tmp_path / "small", network()).model
+    assert torch.equal(again(data), small(data))
+    torch.testing.assert_close(small(data), model(data), rtol=0, atol=0.05)
+
+
 def test_entries_that_do_not_agree_are_refused(model, plan):
     wrong = next(entry for entry in plan.entries if entry.members)
     for change in ({"rank": wrong.rank - 1}, {"rows": wrong.rows + 1}, {"members": wrong.members[:2]}, {"members": ()}):
