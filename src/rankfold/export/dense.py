@@ -40,7 +40,7 @@ def to_folder(model: nn.Module, example: Any, directory: str | Path, card: str =
     except hub.HubError as error:
         raise ExportError(str(error)) from None
     files |= {"README.md": card.encode()} if card else {}
-    given = Example.of(example).fitting(root.parameters())
+    given = Example.of(example).fitting(root)
     with evaluating(root), evaluating(dense):
         pairs = zip(*(in_a_row(each(*given.args, **given.kwargs)) for each in (root, dense)), strict=True)
         worst = max(difference(a, b, "its outputs", "the dense model") for a, b in pairs)

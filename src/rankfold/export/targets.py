@@ -44,7 +44,7 @@ def target_latencies(
 
 def _compiled(model: nn.Module, example: Example) -> nn.Module:
     made: Any = torch.compile(model)
-    given = example.fitting(model.parameters())
+    given = example.fitting(model)
     with evaluating(model), quiet():
         try:
             made(*given.args, **given.kwargs)
