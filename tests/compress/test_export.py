@@ -181,6 +181,27 @@ def test_the_model_is_left_as_found(write, digits_model, tmp_path):
     digits_model.eval()
 
 
+class Averaging(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x):
+        y = self.layer(x)
+        self.mean.mul_(0.9).add_(0.1 * y.mean(0))
+        return y
+
+
+@pytest.mark.parametrize("write", [to_onnx, to_torch_export])
+def test_buffers_that_a_call_changes_are_left_as_found(write, tmp_path):
+    model = Averaging()
+    mean = model.mean
+    assert write(model, torch.rand(1, 4), tmp_path / "file") < 1e-5
+    assert model.mean is mean
+    assert not mean.any()
+
+
 # ---- sizes other than the example's ---------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from rankfold.batches import as_found
 from rankfold.costs import Example, evaluating
 from rankfold.export.errors import ExportError, first_line
 from rankfold.export.outputs import answering, in_a_row, names_of
@@ -42,9 +43,9 @@ def exported(
     ``ExportError`` where not even the batch is free.
     """
     fixed: set[Axis] | None = set()  # None: every axis but the first
-    wide = slender(root, example)
     again = ""
-    with evaluating(root), answering(root, change, example.kwargs) as twin:
+    with as_found(root), evaluating(root), answering(root, change, example.kwargs) as twin:
+        wide = slender(root, example)
         while True:
             wrong: list[Any] = []
             tell.say(f"tracing the model{again}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from rankfold.batches import as_found
 from rankfold.costs import Example, evaluating
 from rankfold.export.check import difference
 from rankfold.export.errors import ExportError
@@ -41,7 +42,7 @@ def to_folder(model: nn.Module, example: Any, directory: str | Path, card: str =
         raise ExportError(str(error)) from None
     files |= {"README.md": card.encode()} if card else {}
     given = Example.of(example).fitting(root)
-    with evaluating(root), evaluating(dense):
+    with evaluating(root), as_found(root), evaluating(dense):
         pairs = zip(*(in_a_row(each(*given.args, **given.kwargs)) for each in (root, dense)), strict=True)
         worst = max(difference(a, b, "its outputs", "the dense model") for a, b in pairs)
     for name in sorted(files, key=lambda name: name == "config.json"):  # last, so that half a folder is none

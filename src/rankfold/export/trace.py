@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from rankfold.batches import Listed
+from rankfold.batches import Listed, as_found
 from rankfold.costs import Example, evaluating, with_batch
 from rankfold.export.errors import ExportError, first_line, quiet
 from rankfold.objectives.answer import named_tensors
@@ -155,7 +155,7 @@ def ready(model: nn.Module, example: Any) -> tuple[nn.Module, Example]:
 
 def answer(root: nn.Module, example: Example) -> Any:
     """What the model says to the example; ``ExportError`` if it does not take it, or says nothing."""
-    with evaluating(root):
+    with evaluating(root), as_found(root):
         try:
             output = root(*example.args, **example.kwargs)
         except Exception as error:  # the user's own forward
