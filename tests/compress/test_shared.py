@@ -8,6 +8,7 @@ import threading
 import weakref
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -333,6 +334,38 @@ def test_a_product_is_remembered_for_the_very_same_numbers_alone(small):
         del gone
         gc.collect()
         assert left() is None  # a pass that ended early keeps nothing alive
+
+
+def test_what_torch_does_not_count_as_a_change_is_seen_too(small):
+    net = copy.deepcopy(small)
+    first, seen = counted(net)
+    others = [m for m in net.modules() if isinstance(m, SharedNext) and m.first is first]
+    numbers = np.random.default_rng(0).standard_normal((5, first.in_features)).astype("float32")
+    given, lent = torch.from_numpy(numbers), torch.ones(5, first.in_features)
+
+    def fresh(x):
+        return others[0].up(x @ first.down.weight.T)
+
+    with torch.no_grad():
+        first(given)
+        numbers[:, 1] = 0
+        torch.testing.assert_close(others[0](given), fresh(given))
+        first(lent)
+        lent.numpy()[2] = 7
+        torch.testing.assert_close(others[0](lent), fresh(lent))
+        x = torch.randn(5, first.in_features)
+        for change in (
+            lambda weight: weight.data.mul_(2),
+            lambda weight: setattr(weight, "data", weight.detach() + 1),
+            lambda weight: weight.data.copy_(torch.randn(weight.shape)),
+        ):
+            first(x)
+            change(first.down.weight)
+            torch.testing.assert_close(others[0](x), fresh(x))
+        begun, x = len(seen), torch.randn(5, first.in_features)
+        first(x)
+        others[1](x)
+        assert len(seen) == begun + 1  # it is remembered where nothing has changed
 
 
 def test_threads_and_copies_do_not_see_each_others_products(small, data):
