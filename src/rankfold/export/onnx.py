@@ -40,7 +40,8 @@ def to_onnx(model: nn.Module, example: Any, path: str | Path, *, tell: Tell | No
 
     Returns:
         The largest absolute difference to onnxruntime, on random input of two batch sizes and of other sizes of every
-        free axis: a number, whose ``inputs`` tell the axes of every input, those that are free by a name.
+        free axis (on rows of the example, where the model does not answer random input in numbers): a number, whose
+        ``inputs`` tell the axes of every input, those that are free by a name.
 
     Raises:
         ExportError: onnx packages missing, a precision in which onnxruntime does not compute on a CPU, a model that

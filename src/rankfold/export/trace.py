@@ -114,8 +114,8 @@ class Traced:
             return 2, float("inf")
         return max(2, int(known.lower)), int(known.upper) if known.upper.is_Integer else float("inf")
 
-    def resized(self, values: Mapping[Any, int], batch: int, generator: torch.Generator) -> Example:
-        """The example at other sizes: normal noise where it has floats, its own integers again and again."""
+    def resized(self, values: Mapping[Any, int], batch: int, generator: torch.Generator | None) -> Example:
+        """The example at other sizes: its own numbers again and again; with a generator normal noise for floats."""
         given = {**{symbol: self.hint(symbol) for symbol in self.free}, **values}
         if self.batch is not None:
             given[self.batch] = batch
@@ -125,7 +125,7 @@ class Traced:
             if not isinstance(x, Tensor):
                 return x
             shape = [size if _whole(size) else int(size.subs(given)) for size in next(sizes)]
-            if x.is_floating_point():
+            if generator is not None and x.is_floating_point():
                 return torch.randn(shape, generator=generator).to(x)
             for place, size in enumerate(shape):
                 x = x.index_select(place, torch.arange(size, device=x.device) % x.shape[place])
