@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections import Counter, namedtuple
 
 import numpy as np
@@ -17,6 +18,7 @@ from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.planner import plan
 from rankfold.costs import evaluating
 from rankfold.export import ExportError, to_onnx, to_torch_export
+from rankfold.export.check import difference
 from rankfold.induce import cdln_, overparametrize_
 from rankfold.run.progress import Tell
 from rankfold.zoo import example_input, model
@@ -134,6 +136,67 @@ def test_what_computes_something_else_is_not_written(write, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+class Logarithm(nn.Module):
+    """Of positive numbers alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(torch.log(x))
+
+
+class Table(nn.Module):
+    """The first column holds categories, as floats."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.layer = nn.Embedding(5, 4), nn.Linear(7, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(torch.cat([self.embed(x[:, 0].long()), x[:, 1:]], -1))
+
+
+class Root(nn.Module):
+    """Not a number in every other place, whatever it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sqrt(x.abs() * torch.tensor([1.0, -1.0, 1.0, -1.0]))
+
+
+class DriftingLogarithm(Drifting):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(torch.log(x))
+
+
+ROWS = torch.tensor([[3.0, 0.5, 1.5, 0.25], [4.0, 0.75, 0.1, 2.0]])
+
+
+@pytest.mark.parametrize("write", [to_onnx, to_torch_export])
+@pytest.mark.parametrize("kind", [Logarithm, Table, Root])
+def test_where_noise_is_no_input_rows_of_the_example_are_compared(kind, write, tmp_path):
+    assert write(kind().eval(), ROWS, tmp_path / "file") < 1e-5
+
+
+@pytest.mark.parametrize("write", [to_onnx, to_torch_export])
+def test_what_differs_on_rows_of_the_example_says_so(write, tmp_path):
+    with pytest.raises(ExportError, match=r"differs from the model by .* on rows of the example"):
+        write(DriftingLogarithm().eval(), ROWS, tmp_path / "file")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("place", "worst"), [(0, 0.0), (1, None)])
+def test_what_is_no_number_is_equal_at_equal_places_alone(place, worst):
+    one, other = torch.tensor([math.nan, 1.0, math.inf]), torch.ones(3)
+    other[2], other[place] = math.inf, math.nan
+    if worst is None:
+        with pytest.raises(ExportError, match="differs from the model by up to nan"):
+            difference(one, other, "output", "it", "random input")
+    else:
+        assert difference(one, other, "output", "it", "random input") == worst
+
+
 class Branching(nn.Module):
     """Its control flow depends on values."""
 
@@ -179,6 +242,27 @@ def test_the_model_is_left_as_found(write, digits_model, tmp_path):
     assert all(module.training for module in digits_model.modules())
     assert all(torch.equal(before[name], value) for name, value in digits_model.state_dict().items())
     digits_model.eval()
+
+
+class Averaging(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+        self.register_buffer("mean", torch.zeros(3))
+
+    def forward(self, x):
+        y = self.layer(x)
+        self.mean.mul_(0.9).add_(0.1 * y.mean(0))
+        return y
+
+
+@pytest.mark.parametrize("write", [to_onnx, to_torch_export])
+def test_buffers_that_a_call_changes_are_left_as_found(write, tmp_path):
+    model = Averaging()
+    mean = model.mean
+    assert write(model, torch.rand(1, 4), tmp_path / "file") < 1e-5
+    assert model.mean is mean
+    assert not mean.any()
 
 
 # ---- sizes other than the example's ---------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import rankfold as rf
 from rankfold.compress.measured import SiteStatistics
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.rounding import decomposed
+from rankfold.costs.place import place_of
 from rankfold.export import to_onnx, to_torch_export
 from rankfold.forms import Form
 from rankfold.forms.residual import Residual
@@ -396,6 +397,30 @@ def test_exported_and_compiled(mixture, tmp_path):
     assert to_onnx(small, data[:2], tmp_path / "small.onnx") <= 1e-4
     compiled = torch.compile(small, backend="eager", fullgraph=True)
     assert torch.allclose(compiled(data), small(data), atol=1e-6)
+
+
+def test_inputs_fit_networks_whose_weights_are_all_whole_numbers(tmp_path):
+    """They have no parameter that tells in what they compute."""
+    model, x = nn.Sequential(nn.Linear(8, 12, bias=False), nn.Linear(12, 6, bias=False)).double(), torch.randn(4, 8)
+    small = rf.apply_(model, rf.plan(model, rf.Ranks({"0": 4, "1": 3}), "truncate", example=x, forms=["int8"]))
+    assert not list(small.parameters())
+    assert rf.latencies({"a": small}, x, rounds=3, seconds=0.01)["a"] > 0
+    assert rf.model_cost(small, x).flops > 0
+    assert to_torch_export(small, x, tmp_path / "small.pt2") <= 1e-9
+    assert to_onnx(small, x, tmp_path / "small.onnx") <= 1e-9
+
+
+def test_a_network_without_whole_numbers_or_parameters_is_placed_by_its_buffers():
+    buffered = nn.Module()
+    assert place_of(buffered) is None
+    buffered.register_buffer("steps", torch.zeros(3, dtype=torch.int64))
+    buffered.register_buffer("table", torch.zeros(3, dtype=torch.float64))
+    assert place_of(buffered) is buffered.table
+    half = rf.apply_(
+        whole := nn.Sequential(nn.Linear(8, 12, bias=False)).half(),
+        rf.plan(whole, rf.Ranks({"0": 2}), "truncate", example=torch.randn(1, 8), forms=["int8"]),
+    )
+    assert place_of(nn.Sequential(buffered, half)).dtype == torch.float16
 
 
 def test_a_read_of_the_weight_costs_no_product(mixture):

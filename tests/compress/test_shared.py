@@ -8,6 +8,7 @@ import threading
 import weakref
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -335,6 +336,38 @@ def test_a_product_is_remembered_for_the_very_same_numbers_alone(small):
         assert left() is None  # a pass that ended early keeps nothing alive
 
 
+def test_what_torch_does_not_count_as_a_change_is_seen_too(small):
+    net = copy.deepcopy(small)
+    first, seen = counted(net)
+    others = [m for m in net.modules() if isinstance(m, SharedNext) and m.first is first]
+    numbers = np.random.default_rng(0).standard_normal((5, first.in_features)).astype("float32")
+    given, lent = torch.from_numpy(numbers), torch.ones(5, first.in_features)
+
+    def fresh(x):
+        return others[0].up(x @ first.down.weight.T)
+
+    with torch.no_grad():
+        first(given)
+        numbers[:, 1] = 0
+        torch.testing.assert_close(others[0](given), fresh(given))
+        first(lent)
+        lent.numpy()[2] = 7
+        torch.testing.assert_close(others[0](lent), fresh(lent))
+        x = torch.randn(5, first.in_features)
+        for change in (
+            lambda weight: weight.data.mul_(2),
+            lambda weight: setattr(weight, "data", weight.detach() + 1),
+            lambda weight: weight.data.copy_(torch.randn(weight.shape)),
+        ):
+            first(x)
+            change(first.down.weight)
+            torch.testing.assert_close(others[0](x), fresh(x))
+        begun, x = len(seen), torch.randn(5, first.in_features)
+        first(x)
+        others[1](x)
+        assert len(seen) == begun + 1  # it is remembered where nothing has changed
+
+
 def test_threads_and_copies_do_not_see_each_others_products(small, data):
     wanted, found = small(data).detach(), []
     first, seen = counted(copy.deepcopy(small))
@@ -412,6 +445,28 @@ def test_saved_loaded_and_applied_again(model, data, known, plan, small, tmp_pat
     kept = rf.Profile.load(tmp_path / "profile", model, data)
     assert kept.plan("params=0.7").entries == plan.entries
     assert torch.allclose(rf.apply_(network(), plan, kept)(data), small(data), atol=1e-5)
+
+
+def test_rows_that_are_equal_are_stored_once(data, tmp_path):
+    """As of a widened network, whose neurons come in pairs: a row of one layer is what the other one stores."""
+
+    def widened():
+        wide = network()
+        with torch.no_grad():
+            for layer in wide[1].made:
+                layer.weight[1::2] = layer.weight[::2]
+        return wide
+
+    model = widened()
+    known = rf.profile(model, data, forms=["shared"], where="1.made.*")
+    plan = known.plan("params=0.9")
+    small = rf.apply_(copy.deepcopy(model), plan, known)
+    orders = [layer.up.order.tolist() for layer in small[1].made]
+    assert all(len(set(order)) == len(order) for order in orders)
+    rf.save(small, plan, tmp_path / "small")
+    again = rf.load(tmp_path / "small", network()).model
+    assert torch.equal(again(data), small(data))
+    torch.testing.assert_close(small(data), model(data), rtol=0, atol=0.05)
 
 
 def test_entries_that_do_not_agree_are_refused(model, plan):

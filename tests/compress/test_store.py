@@ -126,6 +126,33 @@ def test_tied_tensors_are_saved_once_and_tied_again(whole, place):
     assert not model(TOKENS).any()
 
 
+class Untied(Network):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head.weight = nn.Parameter(self.embed.weight.detach().clone())
+
+
+def test_what_was_tied_is_tied_in_a_network_that_does_not_tie_it(whole):
+    directory, model = whole
+    found = rf.load(directory, network(7, kind=Untied))
+    assert found.model.head.weight is found.model.embed.weight
+    assert torch.equal(found.model(TOKENS), model(TOKENS))
+    assert sum(p.numel() for p in found.model.parameters()) == found.plan.after.params
+
+
+def test_values_that_differ_do_not_fit_into_one_tensor(tmp_path):
+    model = network(kind=Untied)
+    plan = rf.plan(model, RANKS, "truncate", example=TOKENS)
+    directory = rf.save(rf.apply_(model, plan), plan, tmp_path / "model")
+    tied = rf.load(directory, network(7)).model  # equal values do
+    assert torch.equal(tied(TOKENS), model(TOKENS))
+    with torch.no_grad():
+        model.head.weight.add_(1)
+    rf.save(model, plan, directory)
+    refused(directory, "embed.weight and head.weight are one tensor in the model, and two that differ", network(7))
+    assert torch.equal(rf.load(directory, network(7, kind=Untied)).model(TOKENS), model(TOKENS))
+
+
 def test_the_files_are_readable_without_this_library(whole):
     directory, model = whole
     tensors = load_file(directory / "model.safetensors")

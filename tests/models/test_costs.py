@@ -217,6 +217,23 @@ def test_examples_in_float32_fit_models_of_any_precision(dtype: torch.dtype):
     plan(model, "params=0.7", "truncate", example=x)
 
 
+@pytest.mark.parametrize("batch", [0, -1])
+def test_less_than_one_sample_or_one_round_is_refused_with_the_remedy(batch: int):
+    model, empty = nn.Linear(10, 4), torch.zeros(0, 10)
+    for call in (
+        lambda: model_cost(model, empty),
+        lambda: plan(model, Ranks({"": 2}), "truncate", example=empty),
+        lambda: latencies({"a": model}, empty),
+    ):
+        with pytest.raises(ValueError, match="holds no sample: give one with at least one along its first axis"):
+            call()
+    with pytest.raises(ValueError, match=f"a batch must hold at least 1 sample, got {batch}"):
+        latencies({"a": model}, torch.zeros(1, 10), batch=batch)
+    with pytest.raises(ValueError, match=f"rounds must be at least 1, got {batch}"):
+        latencies({"a": model}, torch.zeros(1, 10), rounds=batch)
+    assert latencies({"a": model}, torch.zeros(1, 10), rounds=1)["a"] > 0
+
+
 def test_shared_tensors_count_once():
     layer = nn.Linear(8, 8)
     assert storage(nn.Sequential(layer, layer)) == (72, 288)

@@ -87,6 +87,7 @@ def test_buffers_that_a_call_changes_are_left_as_found():
     known.plan("params=0.7")
     rf.evaluate(model, (X, torch.zeros(48, dtype=torch.long)))
     rf.model_cost(model, X[:1])
+    rf.latencies({"a": model}, X, rounds=3, seconds=0.01)
     assert (int(model.calls), model.mean is mean, float(mean.abs().sum())) == (0, True, 0.0)
 
 

@@ -4,6 +4,7 @@ The stranger's code is torch's own: the forward of the dense layer, given the fa
 """
 
 import copy
+import functools
 import io
 import math
 
@@ -18,7 +19,8 @@ from torch.nn.utils import prune
 from torch.utils.flop_counter import FlopCounterMode
 
 from rankfold.layers import FactoredWeight, FactoredWriteError, LowRankLinear, weight_of
-from rankfold.layers.weights.matrices import Matrix
+from rankfold.layers.weights.joined import Joined
+from rankfold.layers.weights.matrices import Matrix, PivotedMatrix
 from rankfold.sites import Form, setting_of, sites
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 6e-2, torch.float16: 1e-2}
@@ -242,6 +244,55 @@ def test_every_read_is_that_of_the_product(read: str):
     torch.testing.assert_close(run(layer.weight), run(whole), rtol=1e-5, atol=1e-5, check_dtype=False)
     if read in THIN:
         assert flops(lambda: run(layer.weight)) == 2 * 7 * 2 * (5 + 6)
+
+
+ones = functools.partial(torch.ones, dtype=X.dtype)
+MISFIT = {
+    "linear": lambda w: F.linear(ones(2, 9), w),
+    "linear of the turned": lambda w: F.linear(ones(2, 100), w.T),
+    "linear with a wrong bias": lambda w: F.linear(X, w, ones(3)),
+    "linear of a number": lambda w: F.linear(ones(()), w),
+    "mm": lambda w: torch.mm(X, w),
+    "mm of three axes": lambda w: torch.mm(ones(2, 3, 5), w),
+    "mm of one axis": lambda w: torch.mm(w, ones(6)),
+    "mv": lambda w: torch.mv(w, ones(9)),
+    "mv of a matrix": lambda w: torch.mv(w, ones(6, 2)),
+    "mv by the weight": lambda w: torch.mv(ones(5), w),
+    "vector from the left": lambda w: ones(9) @ w,
+    "turned, vector": lambda w: w.T @ ones(9),
+    "matrix from the right": lambda w: w @ ones(9, 3),
+    "matmul of a number": lambda w: torch.matmul(ones(()), w),
+    "addmm": lambda w: torch.addmm(ones(6), ones(3, 9), w),
+    "addmm of three axes": lambda w: torch.addmm(ones(6), ones(2, 3, 5), w),
+    "addmm to three axes": lambda w: torch.addmm(ones(2, 3, 6), ones(3, 5), w),
+}
+
+
+def weights_of_two_forms():
+    order = torch.tensor([3, 0, 4, 1, 2])
+    rows, rest = torch.randn(2, 6, dtype=X.dtype), torch.randn(3, 2, dtype=X.dtype)
+    left = torch.cat([torch.eye(2, dtype=X.dtype), rest])[order]
+    pairs = (Matrix(), (rows, left)), (PivotedMatrix(order), (rows, rest))
+    return [(weight_of(*pair), left @ rows) for pair in pairs]
+
+
+@pytest.mark.parametrize("read", MISFIT)
+def test_what_torch_refuses_of_the_product_it_refuses_of_the_factors(read: str):
+    for weight, whole in [*weights_of_two_forms(), (weight_of(Joined(), (WHOLE[:2], WHOLE[2:])), WHOLE)]:
+        with pytest.raises(RuntimeError) as wanted:
+            MISFIT[read](whole)
+        with pytest.raises(RuntimeError) as found:
+            MISFIT[read](weight)
+        assert str(found.value) == str(wanted.value)
+
+
+WHOLE = torch.randn(5, 6, dtype=X.dtype)
+
+
+@pytest.mark.parametrize("bias", [(1,), (5,), (7, 5)])
+def test_every_bias_that_torch_takes_is_added(bias):
+    for weight, whole in weights_of_two_forms():
+        torch.testing.assert_close(F.linear(X, weight, 2 * ones(bias)), F.linear(X, whole, 2 * ones(bias)))
 
 
 class Fused(torch.autograd.Function):

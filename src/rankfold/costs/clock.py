@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
 
-from rankfold.batches import evaluating
+from rankfold.batches import as_found, evaluating
 from rankfold.costs.example import Example, with_batch
+from rankfold.costs.place import place_of
 from rankfold.costs.times import Milliseconds
 
 
@@ -29,43 +31,47 @@ def latencies(
         models: by name.
         example: one input with its batch axis, or a tuple or mapping of arguments.
         batch: samples of one forward; the example is repeated.
-        rounds: at most so many, and at least three.
-        seconds: about so long for each model, whichever ends first.
+        rounds: at most so many, at least 1.
+        seconds: about so long for each model, whichever ends first, after three rounds.
         quantile: another one than the median.
 
     Returns:
         Milliseconds by name: each a ``Milliseconds``, a number that knows its ``quartiles`` as well.
 
     Raises:
-        ValueError: a batch below 1, or an input that cannot be repeated.
+        ValueError: a batch or rounds below 1, or an input without samples.
 
-    Cost: ``seconds`` for each model.
+    Buffers that a call changes are left as found. Cost: ``seconds`` for each model.
 
     Example:
         >>> net = nn.Linear(8, 8)
         >>> sorted(rf.latencies({"a": net, "b": net}, torch.zeros(1, 8), rounds=3, seconds=0.01))
         ['a', 'b']
     """
+    if rounds < 1:
+        raise ValueError(f"rounds must be at least 1, got {rounds!r}")
     example = with_batch(example, batch)
     times: dict[str, list[float]] = {name: [] for name in models}
-    for model in models.values():
-        with evaluating(model):
-            once(model, example)
-    start = time.perf_counter()
-    for turn in range(rounds):
-        for name, model in models.items():
+    with ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(as_found(model))
             with evaluating(model):
-                times[name].append(once(model, example))
-        if turn >= 2 and time.perf_counter() - start > seconds * len(models):
-            break
+                once(model, example)
+        start = time.perf_counter()
+        for turn in range(rounds):
+            for name, model in models.items():
+                with evaluating(model):
+                    times[name].append(once(model, example))
+            if turn >= 2 and time.perf_counter() - start > seconds * len(models):
+                break
     return {name: Milliseconds.of([1e3 * each for each in values], quantile) for name, values in times.items()}
 
 
 def once(model: nn.Module, example: Example) -> float:
     """Seconds of one forward, waiting for an accelerator where there is one."""
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    example = example.fitting(model.parameters())
-    wait = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
+    place = place_of(model)
+    example = example.fitting(model)
+    wait = torch.cuda.synchronize if place is not None and place.is_cuda else (lambda: None)
     wait()
     start = time.perf_counter()
     model(*example.args, **example.kwargs)

@@ -43,11 +43,11 @@ def phased(model: nn.Module, example: Any, phase: Phase, batch: int) -> tuple[nn
     if phase == "prefill":
         return _Prompt(model), Example.of({"input_ids": ids[:, :-1]})
     with evaluating(model):
-        place = next(model.parameters()).device
-        cache = _cache_of(model(input_ids=ids[:, :-1].to(place), use_cache=True))
+        prompt = Example.of({"input_ids": ids[:, :-1]}).fitting(model)
+        cache = _cache_of(model(**prompt.kwargs, use_cache=True))
         step, token = _Next(model, cache), Example.of({"input_ids": ids[:, -1:]})
         try:
-            step(input_ids=token.kwargs["input_ids"].to(place))
+            step(**token.fitting(model).kwargs)
         except (AttributeError, RuntimeError, ValueError):  # none at all, or as of sliding windows
             raise ValueError(
                 "latency of decode cannot be measured: the cache of this model cannot be cut back by one token, "

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rankfold.batches import marked, moved, samples_of, size_of, tensors_in
+from rankfold.costs.place import place_of
 from rankfold.linalg.brief import brief
 
 _LARGEST = 1 << 28  # numbers in one input that a file may ask for
@@ -38,7 +39,10 @@ class Example:
         tensors = list(tensors_in((args, kwargs)))
         if not tensors:
             raise ValueError("the example input holds no tensor: give a tensor, or a tuple or dict of arguments")
-        return cls(args, kwargs, size_of((kwargs or args,)) if tensors[0].dim() else 1)
+        samples = size_of((kwargs or args,)) if tensors[0].dim() else 1
+        if not samples:
+            raise ValueError("the example input holds no sample: give one with at least one along its first axis")
+        return cls(args, kwargs, samples)
 
     def noted(self) -> dict[str, Any] | None:
         """Shapes and dtypes as plain values, from which ``from_note`` makes an input alike; None for nested inputs."""
@@ -64,10 +68,10 @@ class Example:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Example:
         return Example(moved(self.args, device, dtype), moved(self.kwargs, device, dtype), self.samples)
 
-    def fitting(self, parameters: Iterable[Tensor]) -> Example:
-        """On the device and in the floating dtype of a model's parameters."""
-        parameter = next((p for p in parameters if p.is_floating_point()), None)
-        return self if parameter is None else self.to(parameter.device, parameter.dtype)
+    def fitting(self, model: nn.Module) -> Example:
+        """On the device and in the floating dtype of a model."""
+        place = place_of(model)
+        return self if place is None else self.to(place.device, place.dtype)
 
 
 def _noted(value: Any, samples: int) -> dict[str, Any]:
@@ -101,7 +105,10 @@ def _of_note(note: Any) -> Any:
 
 
 def with_batch(example: Any, batch: int) -> Example:
-    """The example repeated or cut to ``batch`` samples along the first axis of each of its batched tensors."""
+    """The example repeated or cut to ``batch`` samples along the first axis of each of its batched tensors.
+    ``ValueError`` for a batch below 1."""
+    if batch < 1:
+        raise ValueError(f"a batch must hold at least 1 sample, got {batch!r}")
     example = Example.of(example)
     index = torch.arange(batch) % example.samples
     args, kwargs = (samples_of(part, example.samples, index) for part in (example.args, example.kwargs))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from rankfold.batches import as_found
 from rankfold.costs import Example, evaluating
 from rankfold.export.errors import ExportError, first_line
 from rankfold.export.outputs import answering, in_a_row, names_of
@@ -42,9 +44,9 @@ def exported(
     ``ExportError`` where not even the batch is free.
     """
     fixed: set[Axis] | None = set()  # None: every axis but the first
-    wide = slender(root, example)
     again = ""
-    with evaluating(root), answering(root, change, example.kwargs) as twin:
+    with as_found(root), evaluating(root), answering(root, change, example.kwargs) as twin:
+        wide = slender(root, example)
         while True:
             wrong: list[Any] = []
             tell.say(f"tracing the model{again}")
@@ -86,6 +88,16 @@ class _Check:
     names: tuple[str, ...]
     who: str
     differences: list[float] = field(default_factory=list)
+
+    @cached_property
+    def noise(self) -> bool:
+        """Whether the model answers normal noise in numbers; else it is asked with rows of the example, as one that
+        takes logarithms, or ids among its floats."""
+        try:
+            answered = self._expected(self.graph.resized({}, 2, _drawn()))
+        except Exception:  # what the model does not take, which it may say in any way
+            return False
+        return not any(bool(x.isnan().any()) for x in answered)
 
     def unfit(self) -> list[Any]:
         """The free axes, as symbols, that must be fixed."""
@@ -130,7 +142,7 @@ class _Check:
         return self._compared(given, expected)
 
     def _given(self, sizes: Mapping[Any, int], batch: int) -> Example:
-        return self.graph.resized(sizes, batch, torch.Generator().manual_seed(0))
+        return self.graph.resized(sizes, batch, _drawn() if self.noise else None)
 
     def _expected(self, given: Example) -> tuple[Tensor, ...]:
         with evaluating(self.root):
@@ -142,11 +154,17 @@ class _Check:
         if len(found) != len(expected):
             raise ExportError(f"{self.who} gives {len(found)} tensors where the model gives {len(expected)}")
         pairs = zip(self.names, expected, found, strict=True)
-        return max((difference(a, b, name, self.who) for name, a, b in pairs), default=0.0)
+        on = "random input" if self.noise else "rows of the example"
+        return max((difference(a, b, name, self.who, on) for name, a, b in pairs), default=0.0)
 
 
-def difference(expected: Tensor, found: Tensor, name: str, who: str) -> float:
-    """The largest one between two tensors of the same output; ``ExportError`` for more than rounding."""
+def _drawn() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def difference(expected: Tensor, found: Tensor, name: str, who: str, on: str) -> float:
+    """The largest one between two tensors of the same output, NaN and infinities being equal to themselves;
+    ``ExportError`` for more than rounding. ``on``: which input, for the error."""
     if expected.shape != found.shape:
         raise ExportError(f"{name}: {who} gives {tuple(found.shape)} where the model gives {tuple(expected.shape)}")
     if not expected.is_floating_point():
@@ -155,11 +173,11 @@ def difference(expected: Tensor, found: Tensor, name: str, who: str) -> float:
             raise ExportError(f"{name}: {who} gives other whole numbers than the model, in {share:.0%} of the places")
         return 0.0
     a, b = expected.cpu().double(), found.cpu().double()
-    worst = float(torch.where(a == b, 0.0, (a - b).abs()).max()) if a.numel() else 0.0  # infinities are equal too
+    alike = (a == b) | (a.isnan() & b.isnan())
+    worst = float(torch.where(alike, 0.0, (a - b).abs()).max()) if a.numel() else 0.0
     scale = max(float(a[a.isfinite()].abs().max()) if bool(a.isfinite().any()) else 0.0, 1.0)
     if not worst <= min(2000 * torch.finfo(expected.dtype).eps, 0.1) * scale:
         raise ExportError(
-            f"{name}: {who} differs from the model by up to {worst:.3g} on random input, whose outputs are up to "
-            f"{scale:.3g}"
+            f"{name}: {who} differs from the model by up to {worst:.3g} on {on}, whose outputs are up to {scale:.3g}"
         )
     return worst

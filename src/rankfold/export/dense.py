@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from rankfold.batches import as_found
 from rankfold.costs import Example, evaluating
 from rankfold.export.check import difference
 from rankfold.export.errors import ExportError
@@ -40,10 +41,10 @@ def to_folder(model: nn.Module, example: Any, directory: str | Path, card: str =
     except hub.HubError as error:
         raise ExportError(str(error)) from None
     files |= {"README.md": card.encode()} if card else {}
-    given = Example.of(example).fitting(root.parameters())
-    with evaluating(root), evaluating(dense):
+    given = Example.of(example).fitting(root)
+    with evaluating(root), as_found(root), evaluating(dense):
         pairs = zip(*(in_a_row(each(*given.args, **given.kwargs)) for each in (root, dense)), strict=True)
-        worst = max(difference(a, b, "its outputs", "the dense model") for a, b in pairs)
+        worst = max(difference(a, b, "its outputs", "the dense model", "the example") for a, b in pairs)
     for name in sorted(files, key=lambda name: name == "config.json"):  # last, so that half a folder is none
         write_atomically(directory / name, files[name])
     return sum(map(len, files.values())), worst

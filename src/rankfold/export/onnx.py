@@ -40,7 +40,8 @@ def to_onnx(model: nn.Module, example: Any, path: str | Path, *, tell: Tell | No
 
     Returns:
         The largest absolute difference to onnxruntime, on random input of two batch sizes and of other sizes of every
-        free axis: a number, whose ``inputs`` tell the axes of every input, those that are free by a name.
+        free axis (on rows of the example, where the model does not answer random input in numbers): a number, whose
+        ``inputs`` tell the axes of every input, those that are free by a name.
 
     Raises:
         ExportError: onnx packages missing, a precision in which onnxruntime does not compute on a CPU, a model that
@@ -53,15 +54,20 @@ def to_onnx(model: nn.Module, example: Any, path: str | Path, *, tell: Tell | No
         >>> to_onnx(nn.Sequential(nn.Linear(4, 2)), torch.zeros(1, 4), "net.onnx") < 1e-4
         True
     """
+    (data, _), written = graph_of(model, example, tell)
+    write_atomically(Path(path), data)
+    return written
+
+
+def graph_of(model: nn.Module, example: Any, tell: Tell | None = None) -> tuple[tuple[bytes, Run], Written]:
+    """What ``to_onnx`` writes, a way to run it, and what it gives back."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise ExportError(f"ONNX needs {', '.join(missing)}: pip install 'rankfold[onnx]'")
     root, example = ready(model, example)
     output = answer(root, example)
     _check_precision(root, example, output)
-    data, written = exported(root, in_a_row, example, output, _made, _WHO, tell or Tell())
-    write_atomically(Path(path), data)
-    return written
+    return exported(root, in_a_row, example, output, _made, _WHO, tell or Tell())
 
 
 def _check_precision(root: nn.Module, example: Example, output: Any) -> None:
@@ -79,8 +85,8 @@ def _check_precision(root: nn.Module, example: Example, output: Any) -> None:
             )
 
 
-def _made(traced: Traced, names: Sequence[str]) -> tuple[bytes, Run]:
-    """The file, and a way to run it."""
+def _made(traced: Traced, names: Sequence[str]) -> tuple[tuple[bytes, Run], Run]:
+    """The file with a way to run it, and this way."""
     # torch's optimizer computes what is constant: it would store small matrices of whole numbers in floats
     codes = any(x.dtype in (torch.int8, torch.uint8) for x in traced.program.state_dict.values())
     how: dict[str, Any] = {"dynamo": True, "verbose": False, "output_names": list(names), "optimize": not codes}
@@ -98,7 +104,8 @@ def _made(traced: Traced, names: Sequence[str]) -> tuple[bytes, Run]:
     if proto.ByteSize() > _LARGEST:
         raise ExportError("the model is larger than 2 GB, which one ONNX file cannot hold: use torch-export")
     data: bytes = proto.SerializeToString()
-    return data, _session(data, traced)
+    run = _session(data, traced)
+    return (data, run), run
 
 
 def strip_(proto: Any) -> None:
@@ -127,7 +134,9 @@ def _session(data: bytes, traced: Traced) -> Run:
 
     onnxruntime.set_default_logger_severity(4)  # what fails is raised too
     try:
-        session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises exceptions of its own for each fault
         raise _cannot_run(error, traced) from error
     asked = [node.name for node in session.get_inputs()]

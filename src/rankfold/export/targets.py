@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import tempfile
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
-from rankfold.costs import Example, evaluating, latencies, with_batch
-from rankfold.export.errors import ExportError, first_line, quiet
-from rankfold.export.onnx import to_onnx
+from rankfold.costs import Example, latencies, with_batch
+from rankfold.costs.place import place_of
+from rankfold.export.compiled import compiled
+from rankfold.export.onnx import graph_of
 from rankfold.sites import unwrap
 
 Target = Literal["eager", "compile", "onnxruntime"]
@@ -24,53 +22,29 @@ def target_latencies(
 ) -> dict[str, float]:
     """Median milliseconds of one forward of ``batch`` samples of each model on ``target``, measured in turns.
 
-    "compile": ``torch.compile``, compiled for this very input before the clock starts; "onnxruntime": the graph that
-    ``rankfold.export.to_onnx`` writes and checks, on the CPU with as many threads as torch takes. Models are left as
-    found. Cost: a compilation or an export of each model, and ``seconds`` for each. Raises ``ExportError`` for a model
-    that the target does not take.
+    "compile": ``torch.compile``, each model apart and for this very input, before the clock starts; what was compiled
+    before in this process is compiled anew at its next call. "onnxruntime": the graph that ``rankfold.export.to_onnx``
+    writes and checks, on the CPU with as many threads as torch takes. Models are left as found. Cost: a compilation or
+    an export of each model, and ``seconds`` for each. Raises ``ExportError`` for a model that the target does not take.
     """
     given = with_batch(example, batch)
     if target == "onnxruntime":
-        with tempfile.TemporaryDirectory(prefix="rankfold-") as folder:
-            running: dict[str, nn.Module] = {
-                name: _Session(model, example, Path(folder) / f"{number}.onnx")
-                for number, (name, model) in enumerate(models.items())
-            }
-            return latencies(running, given, batch=batch, seconds=seconds)
+        models = {name: _Session(model, example) for name, model in models.items()}
     if target == "compile":
-        models = {name: _compiled(model, given) for name, model in models.items()}
+        models = compiled(models, given)
     return latencies(models, given, batch=batch, seconds=seconds)
-
-
-def _compiled(model: nn.Module, example: Example) -> nn.Module:
-    made: Any = torch.compile(model)
-    given = example.fitting(model.parameters())
-    with evaluating(model), quiet():
-        try:
-            made(*given.args, **given.kwargs)
-        except Exception as error:  # the compiler raises exceptions of many kinds, with pages of text
-            raise ExportError(f"torch.compile fails for this model: {first_line(error)}") from error
-    return made
 
 
 class _Session(nn.Module):
     """A model under onnxruntime, called as the model itself is."""
 
-    def __init__(self, model: nn.Module, example: Any, file: Path) -> None:
+    def __init__(self, model: nn.Module, example: Any) -> None:
         super().__init__()
-        to_onnx(model, example, file)
-        import onnxruntime
+        (_, self.run), _ = graph_of(model, example)
+        self.order = list(inspect.signature(unwrap(model).forward).parameters)
+        if (place := place_of(model)) is not None:  # so that inputs come in its precision before the clock starts
+            self.register_buffer("place", place.new_empty(0, device="cpu"))
 
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        self.session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-        self.names = list(inspect.signature(unwrap(model).forward).parameters)
-        self.floats = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-        self.asked = [node.name for node in self.session.get_inputs()]
-
-    def forward(self, *args: Any, **kwargs: Any) -> list[Any]:
-        given = dict(zip(self.names, args, strict=False)) | kwargs
-        return self.session.run(None, {name: self._array(given[name]) for name in self.asked})
-
-    def _array(self, x: Tensor) -> Any:
-        return (x.to(self.floats) if x.is_floating_point() else x).numpy()
+    def forward(self, *args: Any, **kwargs: Any) -> Sequence[Tensor]:
+        named = {name: kwargs[name] for name in self.order if name in kwargs}
+        return self.run(Example(args, named | kwargs, 1))

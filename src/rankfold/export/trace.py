@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from rankfold.batches import Listed
+from rankfold.batches import Listed, as_found
 from rankfold.costs import Example, evaluating, with_batch
 from rankfold.export.errors import ExportError, first_line, quiet
 from rankfold.objectives.answer import named_tensors
@@ -114,8 +114,8 @@ class Traced:
             return 2, float("inf")
         return max(2, int(known.lower)), int(known.upper) if known.upper.is_Integer else float("inf")
 
-    def resized(self, values: Mapping[Any, int], batch: int, generator: torch.Generator) -> Example:
-        """The example at other sizes: normal noise where it has floats, its own integers again and again."""
+    def resized(self, values: Mapping[Any, int], batch: int, generator: torch.Generator | None) -> Example:
+        """The example at other sizes: its own numbers again and again; with a generator normal noise for floats."""
         given = {**{symbol: self.hint(symbol) for symbol in self.free}, **values}
         if self.batch is not None:
             given[self.batch] = batch
@@ -125,7 +125,7 @@ class Traced:
             if not isinstance(x, Tensor):
                 return x
             shape = [size if _whole(size) else int(size.subs(given)) for size in next(sizes)]
-            if x.is_floating_point():
+            if generator is not None and x.is_floating_point():
                 return torch.randn(shape, generator=generator).to(x)
             for place, size in enumerate(shape):
                 x = x.index_select(place, torch.arange(size, device=x.device) % x.shape[place])
@@ -150,12 +150,12 @@ def ready(model: nn.Module, example: Any) -> tuple[nn.Module, Example]:
             "the model takes a list of samples, of which a graph would have a fixed number: export a module whose "
             "forward takes them as one tensor, such as the part of the model that all of them go through"
         )
-    return root, in_order(root, given.fitting(root.parameters()))
+    return root, in_order(root, given.fitting(root))
 
 
 def answer(root: nn.Module, example: Example) -> Any:
     """What the model says to the example; ``ExportError`` if it does not take it, or says nothing."""
-    with evaluating(root):
+    with evaluating(root), as_found(root):
         try:
             output = root(*example.args, **example.kwargs)
         except Exception as error:  # the user's own forward

@@ -82,9 +82,12 @@ class Shared(Form):
 
 
 def _picked(left: Tensor, rows: int) -> tuple[Tensor, Tensor]:
-    """(order (m,), rest (m − rows, r)) of a part (m, r) of [I; C] with ``rows`` of the identity's."""
+    """(order (m,), rest (m − rows, r)) of a part (m, r) of [I; C] with ``rows`` of the identity's.
+
+    Each of them is taken once: rows of C are among them too, where two rows of the matrix are equal."""
     m, r = left.shape
-    unit = (left == 1).sum(1).eq(1) & (left != 0).sum(1).eq(1)
+    ones = (left == 1) & (left != 0).sum(1, keepdim=True).eq(1)
+    unit = (ones & (ones.cumsum(0) == 1)).any(1)
     stored = unit & (unit.cumsum(0) <= rows)
     if int(stored.sum()) != rows:
         raise ValueError(f"the left factor must hold {rows} rows of the identity, and holds {int(unit.sum())}")

@@ -84,9 +84,9 @@ class SharedFirst(Shared):
     def between(self, input: Tensor, number: int) -> Tensor:
         """What ``down`` gives: computed for the first layer that asks, and the same for the others of one forward pass.
 
-        Where gradients are recorded, while torch compiles, exports or traces, within transforms of ``torch.func`` and
-        in inference mode, where a change of the input would not be seen, each computes it for itself; compilers then
-        merge equal products."""
+        Where gradients are recorded, while torch compiles, exports or traces, within transforms of ``torch.func``, in
+        inference mode and for memory shared with numpy, where a change of the input would not be seen, each computes it
+        for itself; compilers then merge equal products."""
         if self.members < 2 or not _can_remember(input, self.down):
             return self.down(input)
         return self.kept.product(self.down, input, number, self.members)
@@ -116,11 +116,13 @@ class SharedNext(Shared):
 @dataclass
 class _Known:
     """A product for one input. ``key``: tells the input and what it was multiplied by; ``owner``: of its memory, for as
-    long as which the key means something; ``cell`` holds the product, and nothing once the owner is gone."""
+    long as which the key means something; ``cell`` holds the product, and nothing once the owner is gone. ``some`` of
+    the weights, and what they were: what is written to ``.data`` does not count as a change."""
 
     key: Any
     owner: weakref.ref[Tensor]
     cell: list[Tensor]
+    some: tuple[Tensor, list[float]] | None
     used: set[int] = field(default_factory=set)
 
 
@@ -133,15 +135,17 @@ class Kept(threading.local):
 
     def product(self, down: nn.Linear, x: Tensor, number: int, members: int) -> Tensor:
         owner, key, known = x._base if x._base is not None else x, _key(x, down), self.known
-        if known is not None and known.key == key and number not in known.used and known.owner() is owner:
+        same = known is not None and known.key == key and number not in known.used and known.owner() is owner
+        if known is not None and same and (known.some is None or known.some[0].tolist() == known.some[1]):
             product = known.cell[0]
             known.used.add(number)
             if len(known.used) == members:
                 self.known = None
             return product
+        some = _some(down)
         product = down(x)
         cell = [product]
-        self.known = _Known(key, weakref.ref(owner, lambda _: cell.clear()), cell, {number})
+        self.known = _Known(key, weakref.ref(owner, lambda _: cell.clear()), cell, some, {number})
         return product
 
     def __reduce__(self) -> Any:
@@ -153,14 +157,28 @@ def _key(x: Tensor, down: nn.Linear) -> Any:
     device = x.device.type
     return (
         x.untyped_storage()._cdata, x.storage_offset(), x.shape, x.stride(), x.dtype, x._version,
-        id(down), id(weight), getattr(weight, "_version", 0),
+        id(down), id(weight), getattr(weight, "_version", 0), type(weight) is nn.Parameter and weight.data_ptr(),
         torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device),
     )  # fmt: skip
+
+
+def _some(down: nn.Module) -> tuple[Tensor, list[float]] | None:
+    """A few of the weights in their own memory, and what they are. None on accelerators, which would have to wait."""
+    weight = getattr(down, "weight", None)
+    if type(weight) is not nn.Parameter or not weight.is_cpu or not weight.is_contiguous():
+        return None
+    few = max(1, min(8, weight.numel()))
+    there = weight.as_strided((few,), (weight.numel() // few,))
+    return there, there.tolist()
 
 
 def _can_remember(x: Tensor, down: nn.Module) -> bool:
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
     if traced or type(x) not in (Tensor, nn.Parameter) or x.is_inference():
+        return False
+    if (
+        not x.untyped_storage().resizable()
+    ):  # memory of numpy, or of another process: nobody tells what is written there
         return False
     recorded = x.requires_grad or any(parameter.requires_grad for parameter in down.parameters())
     return not (recorded and torch.is_grad_enabled())

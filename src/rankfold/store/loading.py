@@ -96,7 +96,7 @@ def load(directory: str | Path, model: nn.Module | None = None) -> Stored:
         loaded = _pretrained(directory, None if model is None else type(unwrap(model)))
         if model is None:
             return Stored(loaded, plan, manifest.get("notes", {}), known)
-        given = loaded.state_dict()
+        given = loaded.state_dict(keep_vars=True)  # what is tied is one object
     if model is None:
         raise StoreError(
             f"{directory}: it does not hold the architecture: give a fresh dense model to fill, load(directory, model)"
@@ -170,6 +170,8 @@ def _check_fit(root: nn.Module, state: Mapping[str, torch.Tensor], directory: Pa
         if wanted.dtype != given and not (wanted.is_floating_point() and given.is_floating_point):
             kinds = (str(dtype).removeprefix("torch.") for dtype in (given, wanted.dtype))
             raise StoreError(f"{directory}: {name} is {', and the model needs '.join(kinds)}")
+    if said := _parted(here, state):
+        raise StoreError(f"{directory}: {said}")
     if said := misplaced(root, state):
         raise StoreError(f"{directory}: {said}: it is damaged, or was made by another program: save the model again")
     hollow = [name for name, buffer in root.named_buffers() if buffer.is_meta and name not in here]
@@ -178,6 +180,20 @@ def _check_fit(root: nn.Module, state: Mapping[str, torch.Tensor], directory: Pa
             f"{directory}: {hollow[0]} is not saved (a buffer with persistent=False), and the model is on the "
             "meta device, without values: build it on a real device"
         )
+
+
+def _parted(here: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> str:
+    """One line where names that share a tensor ``here`` have different values in ``state``; "" where none do."""
+    first: dict[int, str] = {}
+    for name, tensor in here.items():
+        other = first.setdefault(id(tensor), name)
+        one, two = state[other], state[name]
+        if one is not two and (one.dtype != two.dtype or not one.equal(two)):
+            return (
+                f"{other} and {name} are one tensor in the model, and two that differ in what was saved: load it into "
+                "a model whose weights are not tied there"
+            )
+    return ""
 
 
 def _unfolded(foreign: Sequence[str]) -> str:
@@ -195,23 +211,24 @@ def _fill_(root: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
 
 def _make_room_(root: nn.Module, wanted: Mapping[int, torch.Tensor]) -> None:
     """New tensors where the ones here are on the meta device, of another dtype, or cannot be written into, as an
-    expanded one, whose entries lie in one place; tied ones stay one object."""
-    fresh: dict[int, torch.Tensor] = {}
+    expanded one, whose entries lie in one place. What was one tensor when it was saved is one object again, also where
+    it is not here: ``model.to("meta")`` unties parameters, and a count of the plan holds for tied ones alone."""
+    found: dict[tuple[int, bool, torch.device], torch.Tensor] = {}
     for module in root.modules():
         groups: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
         for group in groups:
             for key, old in group.items():
                 if old is None or id(old) not in wanted:
                     continue
-                like = wanted[id(old)]
-                if old.is_meta or old.dtype != like.dtype or _overlaps(old):
-                    # model.to("meta") unties parameters: what was tied when it was saved is tied again
-                    one = id(like) if old.is_meta else id(old)
-                    if one not in fresh:
-                        new = torch.empty_like(like, device="cpu" if old.is_meta else old.device)
-                        is_parameter = isinstance(old, nn.Parameter)
-                        fresh[one] = nn.Parameter(new, old.requires_grad) if is_parameter else new
-                    group[key] = fresh[one]
+                like, is_parameter = wanted[id(old)], isinstance(old, nn.Parameter)
+                device = torch.device("cpu") if old.is_meta else old.device
+                one = id(like), is_parameter, device
+                if one not in found:
+                    found[one] = old
+                    if old.is_meta or old.dtype != like.dtype or _overlaps(old):
+                        new = torch.empty_like(like, device=device, requires_grad=False)
+                        found[one] = nn.Parameter(new, old.requires_grad) if is_parameter else new
+                group[key] = found[one]
 
 
 def _overlaps(tensor: torch.Tensor) -> bool:

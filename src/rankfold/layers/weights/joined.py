@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rankfold.layers.weights.rule import Factors, Thin, arguments
+from rankfold.layers.weights.rule import Factors, Thin, of_linear
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Joined:
     def thin(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any) -> Thin | None:
         if func is not F.linear:
             return None
-        x, given, bias = arguments(args, kwargs, ("input", "weight", "bias"))
-        if given is not weight or x is weight or bias is weight or x is None:
+        if (given := of_linear(args, kwargs, weight)) is None:
             return None
+        bias = given[1]
 
         def run(x: Tensor, parts: Factors) -> Tensor:
             whole = torch.cat([F.linear(x, part) for part in parts], -1)
             return whole if bias is None else whole + bias
 
-        return Thin(x, run)
+        return Thin(given[0], run)

@@ -11,9 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rankfold.layers.weights.products import low_rank_matrix
-from rankfold.layers.weights.rule import Factors, Thin, arguments, biased
+from rankfold.layers.weights.rule import Factors, Thin, biased, long, of_linear
 
 _RIGHT = {"matmul", "mm", "__matmul__", "mv"}
+
+
+def _takes(name: str, x: Tensor, axis: int, size: int) -> bool:
+    """Whether torch takes ``x`` in a product of this name that sums over ``size``: what it refuses is left to it."""
+    dims = {"mm": (2,), "addmm": (2,), "mv": (1,)}.get(name)
+    return (x.dim() > 0 if dims is None else x.dim() in dims) and long(x, axis, size)
 
 
 def _sum(result: Tensor, added: Tensor) -> Tensor:
@@ -46,26 +52,28 @@ class Matrix:
 
     def thin(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any) -> Thin | None:
         if func is F.linear:
-            x, given, bias = arguments(args, kwargs, ("input", "weight", "bias"))
-            if given is not weight or x is weight or bias is weight or x is None:
+            if (given := of_linear(args, kwargs, weight)) is None:
                 return None
-            return Thin(x, lambda x, f: self.onward(x, f, bias))
+            return Thin(given[0], lambda x, f: self.onward(x, f, given[1]))
         name = getattr(func, "__name__", "")
         if kwargs:
             return None
+        m, n = weight.shape[-2:]
         if name == "addmm" and len(args) == 3 and args[2] is weight and args[1] is not weight and args[0] is not weight:
+            if args[0].dim() > 2 or not _takes(name, args[1], -1, m):
+                return None
             return Thin(args[1], lambda x, f: _sum(self.back(x, f), args[0]), 1)
         if name == "__rmatmul__" and len(args) == 2:
             name, args = "__matmul__", (args[1], args[0])
         if name not in _RIGHT or len(args) != 2 or args[0] is args[1]:
             return None
         if args[1] is weight:
-            return Thin(args[0], self.back, 1)
+            return Thin(args[0], self.back, 1) if name != "mv" and _takes(name, args[0], -1, m) else None
+        if not _takes(name, args[1], -min(args[1].dim(), 2), n):
+            return None
         if args[1].dim() == 1:  # W·x
             return Thin(args[1], self.onward)
-        if args[1].dim() > 1:
-            return Thin(args[1], lambda x, f: self.onward(x.mT, f).mT)
-        return None
+        return Thin(args[1], lambda x, f: self.onward(x.mT, f).mT)
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 Factors = Sequence[Tensor]
@@ -52,6 +53,22 @@ def arguments(args: Sequence[Any], kwargs: Mapping[str, Any], names: Sequence[st
     """What a function of torch was given under each of ``names``, by place or by name; None where nothing."""
     given = dict(zip(names, args)) | dict(kwargs)
     return [given.get(name) for name in names]
+
+
+def of_linear(args: Sequence[Any], kwargs: Mapping[str, Any], weight: Any) -> tuple[Tensor, Tensor | None] | None:
+    """(input, bias) of ``F.linear``, in which ``weight`` stands for the weight alone; None of one that torch refuses,
+    so that it does that itself, and of one with a bias for each sample."""
+    x, given, bias = arguments(args, kwargs, ("input", "weight", "bias"))
+    if given is not weight or x is weight or bias is weight or x is None:
+        return None
+    m, n = weight.shape[-2:]
+    whole = bias is None or (bias.dim() == 1 and long(bias, -1, m))
+    return (x, bias) if whole and x.dim() > 0 and long(x, -1, n) else None
+
+
+def long(x: Tensor, axis: int, size: int) -> bool:
+    """Whether ``x`` has this size along an axis; taken for granted while torch traces, which notes what is compared."""
+    return torch.jit.is_tracing() or x.shape[axis] == size
 
 
 def biased(result: Tensor, bias: Tensor | None, axis: int = -1) -> Tensor:
