@@ -44,7 +44,9 @@ def average_(mean: Weights, state: Mapping[str, Any], share: float) -> None:
         if not is_weight(name, value):
             mean[name] = _copy(value)
         elif value.is_floating_point() or value.is_complex():
-            mean[name].lerp_(value.to(mean[name].dtype), share)
+            before, now = mean[name], value.to(mean[name].dtype)
+            there = before.isfinite() & now.isfinite()  # −∞ of a mask less −∞ is no number
+            before.copy_(torch.where(there, before.lerp(now, share), now))
         else:
             mean[name].copy_(value)
 
