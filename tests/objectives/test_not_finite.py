@@ -80,5 +80,5 @@ def test_a_figure_beside_the_judging_one_tells_of_a_sample_that_is_no_number():
             return (*super().conclude(sums)[0], rf.Figure("beside", float("nan"))), None
 
     both = Two(name="mine", loss=mine.loss)
-    with pytest.raises(TrainingError, match="sample 7 holds .*, so that beside is none either"):
+    with pytest.raises(TrainingError, match=r"sample 7 holds .*, so that beside is none either"):
         rf.evaluate(nn.Linear(4, 1), (x, draw(20, 1)), objective=both)
