@@ -111,6 +111,12 @@ def main_tensor(output: Any) -> Tensor:
     )
 
 
+def main_alone(output: Any) -> list[tuple[str, Tensor]]:
+    """``main_tensor`` with its place, as ``counting_tensors`` names it; empty where that finds none."""
+    every = counting_tensors(output)
+    return [(name, tensor) for name, tensor in every if tensor is main_tensor(output)] or every[:1]
+
+
 def counting_tensors(output: Any) -> list[tuple[str, Tensor]]:
     """Every floating tensor of an output with its place, without caches and states of inner layers.
 
