@@ -295,16 +295,6 @@ def test_a_layer_by_which_something_is_looked_up_is_exchanged_there_in_its_place
     assert small(x).isfinite().all()
 
 
-def test_an_optimizer_that_a_network_keeps_holds_no_layer_back():
-    model = nn.Sequential(nn.Linear(20, 20), nn.Linear(20, 20))
-    model.optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    model(torch.randn(8, 20)).square().mean().backward()
-    model.optimizer.step()  # its state is kept by parameter
-    made = plan(model, "params=0.6", "truncate", example=torch.randn(1, 20))
-    assert not any("holds it for itself" in entry.note for entry in made.entries)
-    assert any(entry.form is not Form.KEEP for entry in made.entries)
-
-
 def test_the_check_names_every_number_that_differs():
     model = nn.Sequential(nn.Linear(8, 4))
     said = model_cost(model, torch.randn(1, 8))

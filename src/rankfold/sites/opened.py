@@ -15,7 +15,6 @@ from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from rankfold.sites.kinds import attention, experts, recurrent
 from rankfold.sites.opener import Opener
@@ -98,8 +97,7 @@ def _exchange_keys_(value: dict[Any, Any], new: Mapping[nn.Module, nn.Module], w
 def _is_holder(value: Any) -> bool:
     """Whether this is an object of somebody's own class, which may hold layers."""
     inside = getattr(value, "__dict__", None)
-    other = FunctionType | ModuleType | MethodType | Tensor | Optimizer  # this one goes by the weights of before
-    return isinstance(inside, dict) and not isinstance(value, other)
+    return isinstance(inside, dict) and not isinstance(value, FunctionType | ModuleType | MethodType | Tensor)
 
 
 def held_fast(model: nn.Module) -> dict[int, str]:
