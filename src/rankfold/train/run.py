@@ -17,6 +17,7 @@ from rankfold.objectives import Evaluation
 from rankfold.run.disk.container import FAULTS, checked, said
 from rankfold.run.processes.team import Team
 from rankfold.train import checkpoint
+from rankfold.train.content import Content, difference
 from rankfold.train.errors import TrainingError
 from rankfold.train.history import Epoch
 from rankfold.train.recipe import Recipe
@@ -39,6 +40,7 @@ class Run:
     mean: Weights | None
     best: Weights
     team: Team
+    content: Content = field(default_factory=dict)
     best_epoch: int = 0
     best_met: bool = True
     start: Evaluation | None = None
@@ -55,6 +57,7 @@ class Run:
         objective: str,
         team: Team,
         make: Make | None = None,
+        content: Content | None = None,
     ) -> "Run":
         """A run at its start, or where its checkpoint left it; TrainingError if `directory` holds another."""
         if recipe.ema is not None and moving(model):
@@ -63,7 +66,7 @@ class Run:
         place = None if directory is None else Path(directory)
         weights = copied(model.state_dict())
         mean = None if recipe.ema is None else widened(weights)
-        run = cls(model, recipe, optimizer, place, batches, objective, mean, weights, team)
+        run = cls(model, recipe, optimizer, place, batches, objective, mean, weights, team, content or {})
         run.best_met = bool(getattr(optimizer, "met", True))
         saved = None if place is None else checkpoint.load(place)
         if saved is not None:
@@ -147,6 +150,7 @@ class Run:
             "recipe": json.dumps(self.recipe.to_dict()),
             "batches": self.batches,
             "objective": self.objective,
+            "content": self.content,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "mean": self.mean,
@@ -189,6 +193,8 @@ class Run:
                 f"{where}, with the objective {saved['objective']} and not {self.objective}: give another "
                 "directory, or the same objective"
             )
+        if other := difference(saved.get("content", {}), self.content):
+            raise TrainingError(f"{where}, {other}: give another directory, or the same data and teacher")
         free = moving(self.model)
         if shapes(saved["model"], free) != shapes(self.model.state_dict(), free):
             raise TrainingError(f"{where}, of another model: give another directory, or the same model")
