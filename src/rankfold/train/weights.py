@@ -23,7 +23,7 @@ def copied(state: Mapping[str, Any]) -> Weights:
 
 
 def unsaved(model: nn.Module) -> Weights:
-    """Copies of the buffers that are in no state dict (``persistent=False``) by their names: training may change them."""
+    """Copies of the buffers that are in no state dict (``persistent=False``) by name, as training may change them."""
     return {path: _copy(found[name]) for path, found, name in _unsaved(model) if found[name] is not None}
 
 
