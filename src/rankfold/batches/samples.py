@@ -7,16 +7,25 @@ from typing import Any
 
 from torch import Tensor
 
-from rankfold.batches.fed import arguments
-from rankfold.batches.listed import Listed, labels_of, marked
+from rankfold.batches.listed import LABELS, Listed, labels_of, marked
 from rankfold.batches.nested import mapped, tensors_in
+
+
+def given(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """(args, kwargs) that a batch holds beside its targets, whatever a model takes of them."""
+    if isinstance(batch, Mapping):
+        return (), {key: value for key, value in batch.items() if key not in LABELS}
+    inputs = batch[0] if isinstance(batch, tuple | list) else batch
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
 
 
 def size_of(batch: Any) -> int:
     """How many samples a batch holds: the members of a list of samples (``Listed``), or the first axis of its first
     tensor. Where that is a single row, which may be one for all samples, other tensors tell."""
     batch = marked(batch)
-    args, kwargs = arguments(batch)
+    args, kwargs = given(batch)
     for value in (*args, *kwargs.values()):
         if isinstance(value, Listed):
             return len(value)

@@ -21,7 +21,6 @@ from rankfold.run.processes.team import Team, joined
 from rankfold.run.progress import showing_epochs
 from rankfold.run.seeds import derived_seed
 from rankfold.train import checkpoint
-from rankfold.train.alone import without_variance
 from rankfold.train.breakdown import breakdown
 from rankfold.train.check import Checked, checked
 from rankfold.train.content import content_of
@@ -32,6 +31,7 @@ from rankfold.train.history import Epoch, History, Progress, ProgressCallback
 from rankfold.train.randomness import seeded
 from rankfold.train.recipe import Plateau, Recipe
 from rankfold.train.run import Make, Run
+from rankfold.train.step.alone import without_variance
 from rankfold.train.step.precision import arithmetic
 from rankfold.train.step.schedule import decay_factor, plateau_factor, rate_factor
 
