@@ -4,6 +4,7 @@ import copy
 import warnings
 import weakref
 from collections import deque
+from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 
@@ -219,11 +220,21 @@ HELD = {  # attribute, whether its layer can be replaced there
     "a partial of a method": (lambda a: {"run": partial(a.forward)}, True),
     "a deque": (lambda a: deque([a]), True),
     "an object": (lambda a: SimpleNamespace(run=a), True),
+    "keys": (lambda a: {a: 1.0}, True),
+    "tuples as keys": (lambda a: {(0, a): 1.0}, True),
     "a set": (lambda a: {a}, False),
+    "weak keys": (lambda a: weakref.WeakKeyDictionary({a: 1.0}), False),
+    "an object as key": (lambda a: {Frozen(a): 1.0}, False),
+    "weights as keys": (lambda a: {a.weight: 1.0}, False),
     "a weak reference": (weakref.ref, False),
     "a closure": (lambda a: lambda x: a(x), False),
     "weights in a list": (lambda a: [a.weight, a.bias], False),
 }
+
+
+@dataclass(frozen=True, eq=False)
+class Frozen:
+    run: nn.Module
 
 
 class Held(nn.Module):
@@ -234,6 +245,10 @@ class Held(nn.Module):
 
     def forward(self, x):
         held = self.held() if isinstance(self.held, weakref.ref) else getattr(self.held, "run", self.held)
+        if isinstance(held, weakref.WeakKeyDictionary) or (isinstance(held, dict) and 1.0 in held.values()):
+            (held,) = held
+            held = held[1] if isinstance(held, tuple) else getattr(held, "run", held)
+            held = partial(F.linear, weight=held, bias=self.a.bias) if isinstance(held, nn.Parameter) else held
         if not callable(held):
             held = tuple(held.values() if isinstance(held, dict) else held)
             return self.b(torch.relu(held[0](x) if len(held) == 1 else F.linear(x, *held)))
@@ -253,6 +268,31 @@ def test_a_layer_that_the_model_holds_by_other_means_is_replaced_there_or_kept_b
     small = apply_(model, made)
     assert not check(made.after, small, x[:1])
     assert (type(small.a) is nn.Linear) is not exchanged
+
+
+class Scaled(nn.Module):
+    """Two layers, each with a factor that is looked up by the layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(20, 20), nn.Linear(20, 20)
+        self.scale = {"first": 3.0, self.a: 1.0, (self.b, 0): 2.0, "last": 4.0}
+        self.seen = self.scale
+
+    def forward(self, x):
+        return self.b(self.a(x) * self.scale[self.a]) * self.scale[(self.b, 0)]
+
+
+def test_a_layer_by_which_something_is_looked_up_is_exchanged_there_in_its_place():
+    torch.manual_seed(0)
+    model, x = Scaled().eval(), torch.randn(64, 20)
+    held = model.scale
+    made = plan(model, "params=0.6", data=x)
+    small = apply_(model, made)
+    assert small.scale is small.seen is held
+    assert list(held.items()) == [("first", 3.0), (small.a, 1.0), ((small.b, 0), 2.0), ("last", 4.0)]
+    assert type(small.a) is not nn.Linear or type(small.b) is not nn.Linear
+    assert small(x).isfinite().all()
 
 
 def test_the_check_names_every_number_that_differs():

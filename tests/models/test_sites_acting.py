@@ -1,5 +1,7 @@
 """Layers of a class of their own: sites where they do what torch's class does, left out where they do anything else."""
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -123,6 +125,30 @@ def test_the_layer_is_never_called_and_no_random_number_drawn():
     assert len(sites(net).items) == 1
     assert id(net[0].weight) not in Counts.seen
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Notes(nn.Linear):
+    """Keeps what it was given, and counts in place, and by a method of its own."""
+
+    def __init__(self, *size):
+        super().__init__(*size)
+        self.seen, self.calls, self.note = [], torch.zeros(()), self._noted
+
+    def _noted(self, x):
+        self.seen.append(x)
+        self.calls += 1
+
+    def forward(self, x):
+        self.note(x)
+        return super().forward(x)
+
+
+def test_what_a_layer_notes_of_its_calls_holds_none_of_the_trial():
+    net = nn.Sequential(Notes(9, 7), Notes(7, 7))
+    assert len(sites(net).items) == 2
+    assert [(layer.seen, float(layer.calls)) for layer in net] == [([], 0)] * 2
+    net[1].lock = threading.Lock()  # which cannot be copied
+    assert [site.name for site in sites(net)] == ["0"]
 
 
 def test_they_are_compressed_and_composed_like_ordinary_ones():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file, save_model
 from torch import nn
 
-from rankfold import zoo
+from rankfold import untie_, zoo
 
 DATA = os.environ.get("RANKFOLD_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="RANKFOLD_DATA is not set")
@@ -260,3 +260,62 @@ def test_a_file_with_one_name_of_tied_weights_fits(tmp_path):
     untied = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     with pytest.raises(zoo.ZooError, match="1 missing"):
         zoo.load_weights(untied, tmp_path / "tied.safetensors")
+
+
+class Tied(nn.Module):
+    """An embedding and the head, which may be the same table."""
+
+    def __init__(self, tie: bool) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Embedding(10, 4), nn.Linear(4, 10, bias=False)
+        if tie:
+            self.outer.weight = self.inner.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.outer(self.inner(tokens))
+
+
+def test_a_file_in_which_tied_weights_differ_is_refused(tmp_path):
+    """The last name decided for both, and the network computed something else."""
+    source, tokens = Tied(False), torch.arange(10)
+    torch.save(source.state_dict(), tmp_path / "apart.pt")
+    refused(
+        Tied(True), tmp_path / "apart.pt", "inner.weight and outer.weight are one in the model and differ in .*unti"
+    )
+    model = untie_(Tied(True))
+    zoo.load_weights(model, tmp_path / "apart.pt")
+    assert torch.equal(model(tokens), source(tokens))
+    tied = Tied(True)
+    with torch.no_grad():
+        tied.inner.weight[0, 0] = float("nan")  # of which none is equal to itself
+    torch.save({**tied.state_dict(), "outer.weight": tied.outer.weight.double()}, tmp_path / "tied.pt")
+    model = Tied(True)
+    zoo.load_weights(model, tmp_path / "tied.pt")
+    assert torch.equal(model.outer.weight[1:], tied.inner.weight[1:])
+
+
+class Counting(nn.Linear):
+    """With extra state, which is no tensor or one."""
+
+    kept: object = {"seen": 1}
+
+    def get_extra_state(self) -> object:
+        return self.kept
+
+    def set_extra_state(self, state: object) -> None:
+        self.kept = state
+
+
+def test_extra_state_need_not_be_in_the_file_and_is_taken_where_it_is(tmp_path):
+    source, model = nn.Sequential(Counting(3, 2)), nn.Sequential(Counting(3, 2))
+    save_file(nn.Sequential(nn.Linear(3, 2)).state_dict(), tmp_path / "plain.safetensors")
+    zoo.load_weights(model, tmp_path / "plain.safetensors")
+    assert model[0].kept == {"seen": 1}
+    source[0].kept = torch.tensor([7])
+    torch.save(source.state_dict(), tmp_path / "whole.pt")
+    zoo.load_weights(model, tmp_path / "whole.pt")
+    assert torch.equal(model[0].weight, source[0].weight)
+    assert model[0].kept.tolist() == [7]
+    save_file({"0.weight": source[0].weight.detach()}, tmp_path / "half.safetensors")
+    refused(nn.Sequential(nn.Linear(3, 2)), tmp_path / "half.safetensors", "1 missing: 0.bias")
+    refused(nn.Sequential(nn.Linear(3, 2)), tmp_path / "whole.pt", "1 unexpected: 0._extra_state")

@@ -506,3 +506,13 @@ def test_what_ones_own_must_not_give_is_said_in_a_line(kind, sentence):
     with pytest.raises(ObjectiveError, match=sentence) as caught:
         wrong.figures().add(torch.ones(4, 3), (torch.ones(4, 2), torch.ones(4)))
     assert "\n" not in str(caught.value)
+
+
+def test_a_figure_is_not_called_loss():
+    """Its value stood in metrics.jsonl in place of the loss."""
+    with pytest.raises(ObjectiveError, match="its figure would have the name of what training minimises: give it anot"):
+        objective("loss", loss=lambda out, batch: out.mean(), figure=lambda out, batch: out.amax(1))
+    alone = objective("loss", loss=lambda out, batch: (out - batch[1]).abs().mean())
+    figures = alone.figures()
+    figures.add(torch.ones(3, 1), (torch.ones(3, 2), torch.zeros(3, 1)))
+    assert (figures.result().values, figures.result().loss) == ({"loss": 1.0}, 1.0)

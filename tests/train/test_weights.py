@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from rankfold.train import Recipe, TrainingError, checkpoint, evaluate, fit
+from rankfold.train.weights import average_
 
 X = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()
@@ -123,3 +124,33 @@ def test_extra_state_of_a_module_is_kept_as_it_is(tmp_path, kind, ema):
     assert runs(tmp_path, resumed, (X, Y), recipe).resumed_from == 1
     assert (resumed[0].seen, resumed[0].sizes) == (whole[0].seen, whole[0].sizes)
     assert torch.equal(resumed[0].weight, whole[0].weight)
+
+
+class Masked(nn.Module):
+    """Of three classes the last is ruled out, by a buffer of infinities."""
+
+    def __init__(self):
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.inner = nn.Linear(6, 3)
+        self.register_buffer("mask", torch.tensor([0.0, 0.0, -torch.inf]))
+
+    def forward(self, x):
+        return self.inner(x) + self.mask
+
+
+@pytest.mark.parametrize("validation", [(X, Y), None])
+def test_an_average_of_infinities_is_infinite(validation):
+    """The difference of two of them is NaN: nothing was learnt, or the network came back with NaN in its buffer."""
+    model = Masked()
+    history = fit(model, (X, Y), validation, Recipe(epochs=5, batch_size=16, learning_rate=0.05, ema=0.9))
+    assert (history.best_epoch, len(history.epochs), history.stopped) == (5, 5, None)
+    assert model.mask.tolist() == [0, 0, -torch.inf]
+    assert evaluate(model, (X, Y)).accuracy > 0.9
+
+
+def test_an_average_follows_what_becomes_infinite_or_ceases_to_be():
+    mean = {"mask": torch.tensor([1.0, -torch.inf, -torch.inf, 1.0])}
+    average_(mean, {"mask": torch.tensor([-torch.inf, 2.0, -torch.inf, 2.0])}, 0.25)
+    assert mean["mask"].tolist() == [-torch.inf, 2, -torch.inf, 1.25]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rankfold.batches.listed import FED as FED
 from rankfold.batches.listed import LABELS as LABELS
 from rankfold.batches.listed import Listed as Listed
+from rankfold.batches.listed import labels_of as labels_of
 from rankfold.batches.listed import marked as marked
 from rankfold.batches.misfit import InputError as InputError
 from rankfold.batches.misfit import explained as explained
@@ -25,6 +26,10 @@ from rankfold.batches.nested import changed as changed
 from rankfold.batches.nested import mapped as mapped
 from rankfold.batches.nested import moved as moved
 from rankfold.batches.nested import tensors_in as tensors_in
+from rankfold.batches.samples import divisible as divisible
+from rankfold.batches.samples import given
+from rankfold.batches.samples import samples_of as samples_of
+from rankfold.batches.samples import size_of as size_of
 
 Model = TypeVar("Model", bound=nn.Module)
 _STATE = 1 << 20  # numbers in a buffer; what is larger is taken for a weight, and not copied
@@ -109,12 +114,9 @@ def two_halves(batch: Any, model: nn.Module) -> bool:
 
 
 def _arguments(batch: Any, model: nn.Module | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(batch, Mapping):
-        return (), _taken(_for_decoder(batch, model) | {k: v for k, v in batch.items() if k not in LABELS}, model)
-    inputs = batch[0] if isinstance(batch, tuple | list) else batch
-    if isinstance(inputs, Mapping):
-        return (), _taken(dict(inputs), model)
-    return (tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)), {}
+    args, kwargs = given(batch)
+    more = _for_decoder(batch, model) if isinstance(batch, Mapping) else {}
+    return args, _taken(more | kwargs, model)
 
 
 def _for_decoder(batch: Mapping[str, Any], model: nn.Module | None) -> dict[str, Any]:
@@ -126,7 +128,7 @@ def _for_decoder(batch: Mapping[str, Any], model: nn.Module | None) -> dict[str,
 
 
 def _taken(named: dict[str, Any], model: nn.Module | None) -> dict[str, Any]:
-    names = None if model is None else _inputs_of(model)
+    names = _inputs_of(model) if named and model is not None else None
     left = [] if names is None else [key for key in named if key not in names]
     if not left or names is None or model is None:
         return named
@@ -167,13 +169,6 @@ def unmasked(named: Any) -> Any:
     """A mapping of inputs without its masks; anything else as it is. Code of a model looks into the values of masks to
     see whether it may leave them out; which modules are called with which shapes does not depend on it."""
     return {k: x for k, x in named.items() if "mask" not in k} if isinstance(named, Mapping) else named
-
-
-def labels_of(batch: Any) -> Any:
-    """The targets in a batch, usually a tensor; None where there are none."""
-    if isinstance(batch, Mapping):
-        return next((batch[key] for key in LABELS if key in batch), None)
-    return batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
 
 
 def forward(model: nn.Module, batch: Any, begun: Callable[[], None] = lambda: None) -> Any:
@@ -228,30 +223,6 @@ def _check_count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
                 "(([a, b],), targets), and so is a mapping: (({'a': a},), targets)"
             )
         raise TypeError(f"{type(inner).__name__}.forward: {error}. It was called with {given}: {remedy}") from None
-
-
-def size_of(batch: Any) -> int:
-    """How many samples a batch holds: the members of a list of samples (``Listed``), or the first axis of its first
-    tensor."""
-    args, kwargs = arguments(marked(batch))
-    for value in (*args, *kwargs.values()):
-        if isinstance(value, Listed):
-            return len(value)
-    for tensor in tensors_in((args, kwargs)):
-        if tensor.dim():
-            return tensor.shape[0]
-    raise TypeError(
-        f"a batch of type {type(batch).__name__} holds no tensor whose first axis is that of the samples: give tensors "
-        "(torch.as_tensor makes one of an array), alone, in tuples or in mappings"
-    )
-
-
-def divisible(inputs: tuple[tuple[Any, ...], Mapping[str, Any]], size: int) -> bool:
-    """Whether a part of a batch of ``size`` is known to be as the whole: every tensor has a row for each sample, or one
-    for all. Not so for patches of pictures beside the text of a sample, nor for graphs, whose edges name nodes."""
-    args, kwargs = inputs
-    apart = [value for value in (*args, *kwargs.values()) if not isinstance(value, Listed)]
-    return all(not tensor.dim() or tensor.shape[0] in (1, size) for tensor in tensors_in(apart))
 
 
 def check_rereadable(data: Any) -> None:
@@ -359,20 +330,6 @@ def _hugging_face(data: Any, batch_size: int) -> Iterator[dict[str, Any]]:
                 "it, or give a DataLoader with a collate_fn"
             )
         yield batch
-
-
-def samples_of(batch: Any, size: int, chosen: slice | Tensor) -> Any:
-    """Some samples of a batch of ``size``: those members of lists of samples, and rows of every tensor with as many;
-    other values as they are."""
-
-    def take(x: Any) -> Any:
-        if isinstance(x, Listed):
-            return Listed(x[chosen] if isinstance(chosen, slice) else (x[index] for index in chosen.tolist()))
-        if not x.dim() or x.shape[0] != size:
-            return x
-        return x[chosen if isinstance(chosen, slice) else chosen.to(x.device)]
-
-    return mapped(batch, take, whole=Listed)
 
 
 def _first(value: Any, count: int, size: int) -> Any:

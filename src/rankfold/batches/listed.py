@@ -16,6 +16,13 @@ class Listed(list[Any]):
     """A list whose members are the samples of a batch."""
 
 
+def labels_of(batch: Any) -> Any:
+    """The targets in a batch, usually a tensor; None where there are none."""
+    if isinstance(batch, Mapping):
+        return next((batch[key] for key in LABELS if key in batch), None)
+    return batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+
+
 def marked(batch: Any) -> Any:
     """The batch, with the lists in it whose members are its samples as ``Listed``, its targets among them.
 

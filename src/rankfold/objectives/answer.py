@@ -70,6 +70,12 @@ class Answer:
         return wide.reshape(-1, wide.shape[-1])
 
 
+def indices(target: Any) -> Any:
+    """Whole numbers as int64, in which a label that counts nowhere is none of the others: in uint8 −100 is 156."""
+    whole = isinstance(target, Tensor) and not (target.is_floating_point() or target.is_complex())
+    return target.long() if whole and target.dtype != torch.bool else target
+
+
 def of_classes(scores: Tensor, counted: Tensor | None) -> Answer:
     """The answer of scores (…, C), in which classes that the network rules out (−inf) have so little that no
     distribution notices, and as much in all networks: differences of infinities are no numbers."""
@@ -103,6 +109,12 @@ def main_tensor(output: Any) -> Tensor:
         f"the model returned a {type(output).__name__}: a tensor, something with logits, or a tuple, mapping or "
         "dataclass that holds a tensor of real numbers was expected"
     )
+
+
+def main_alone(output: Any) -> list[tuple[str, Tensor]]:
+    """``main_tensor`` with its place, as ``counting_tensors`` names it; empty where that finds none."""
+    every = counting_tensors(output)
+    return [(name, tensor) for name, tensor in every if tensor is main_tensor(output)] or every[:1]
 
 
 def counting_tensors(output: Any) -> list[tuple[str, Tensor]]:
@@ -203,5 +215,5 @@ def _of_decoder(batch: Any) -> Tensor | None:
     if mask is not None:
         return mask
     if isinstance(labels, Tensor) and labels.dim() == 2 and not labels.is_floating_point():
-        return labels != IGNORE
+        return indices(labels) != IGNORE
     return None if _fed(batch) else attention_mask(batch)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rankfold.batches import labels_of
+from rankfold.batches import labels_of, size_of
 from rankfold.objectives import compare
 from rankfold.objectives.answer import Answer, counting_tensors, decoded, single, unpadded
 from rankfold.objectives.evaluation import Figure, Figures, ObjectiveError
@@ -60,7 +60,7 @@ class Objective:
         """The tensors of an output that count: by default each floating one, as plain numbers."""
         found = tuple(
             Answer(single(tensor.masked_fill(gone, 0)), counted=counted, name=name, masked=single(gone))
-            for name, tensor in counting_tensors(output)
+            for name, tensor in self._counting(output)
             for gone, counted in ((tensor.isinf(), unpadded(tensor, batch, decoded(output, batch))),)
         )
         if not found:
@@ -69,6 +69,10 @@ class Objective:
                 "are compared: let it return logits or other numbers"
             )
         return found
+
+    def _counting(self, output: Any) -> list[tuple[str, Tensor]]:
+        """The tensors of an output that count, with their places in it: by default each floating one."""
+        return counting_tensors(output)
 
     def target(self, batch: Any) -> Any:
         """The target in a batch; ``ObjectiveError`` where there is none."""
@@ -107,10 +111,15 @@ class Objective:
         """How far an output is from that of another network, (N,) float64, never negative; needs no targets.
 
         Of class scores the Kullback–Leibler divergence in nats, averaged over the positions that count; of other
-        numbers the squared change over the mean squared deviation in the batch; averaged over the answers.
+        numbers the squared change over the mean squared deviation in the batch; averaged over the answers, of which
+        one without a row for each sample, as the states of an LSTM (layers, N, …), has its mean in all of them.
         """
         pairs = compare.paired(self.answers(output, batch), self.answers(taught, batch))
-        return torch.stack([compare.divergences(now, then) for now, then in pairs]).mean(0)
+        found = [compare.divergences(now, then) for now, then in pairs]
+        if len({len(each) for each in found}) > 1:
+            size = len(found[0]) if batch is None else size_of(batch)
+            found = [each if len(each) == size else each.mean().expand(size) for each in found]
+        return torch.stack(found).mean(0)
 
     def scales(self, taught: Any, batch: Any = None) -> Scales:
         """What squared changes of each answer are divided by: taken once, so that every batch is measured alike."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rankfold.batches import Listed, labels_of
-from rankfold.objectives.answer import counting_tensors, main_tensor, named_input
+from rankfold.objectives.answer import counting_tensors, indices, main_tensor, named_input
 from rankfold.objectives.base import Objective
 from rankfold.objectives.evaluation import ObjectiveError
 from rankfold.objectives.kinds.classification import IGNORE, Classification, TokenClassification
@@ -178,7 +178,7 @@ def _dtype(target: Tensor) -> str:
 
 def _of_tokens(values: Tensor, target: Tensor, batch: Any) -> Inferred | None:
     """Of outputs (N, T, C) and labels (N, T); None where the batch does not show what they are."""
-    tokens, kept = named_input(batch, "input_ids"), target != IGNORE
+    tokens, kept = named_input(batch, "input_ids"), indices(target) != IGNORE
     named = tokens is not None
     if tokens is None and isinstance(batch, tuple | list) and isinstance(batch[0], Tensor):
         tokens = batch[0]

@@ -74,7 +74,7 @@ def objective(
     """An objective of one's own, from a loss and a figure.
 
     Args:
-        name: of the objective, and of its figure.
+        name: of the objective, and of its figure, which cannot be called loss: that is what training minimises.
         loss: ``loss(output, batch)``, a scalar to be minimised. Tensors of ``batch`` are where the data have them: move
             them to the output's device.
         figure: ``figure(output, batch)``, which judges: one number for each sample, or their mean. None: the loss
@@ -87,11 +87,16 @@ def objective(
         An ``Objective``; ``rankfold.objectives.register`` makes it known to ``--objective``.
 
     Raises:
-        ObjectiveError: when it is used: a loss or figure that is no number.
+        ObjectiveError: a figure called loss; when it is used: a loss or figure that is no number.
 
     Example:
         >>> mine = rf.objective("mae", loss=lambda out, batch: (out - batch[1]).abs().mean())
         >>> float(mine.losses(torch.ones(2, 1), (torch.ones(2, 3), torch.zeros(2, 1)))[0])
         1.0
     """
+    if figure is not None and name == "loss":
+        raise ObjectiveError(
+            "objective 'loss': its figure would have the name of what training minimises: give it another name, as "
+            "'error', or no figure where the loss is to judge"
+        )
     return Own(name=name, loss=loss, figure=figure, higher=higher, unit=unit, answer=answer)

@@ -66,6 +66,8 @@ def _exchanged(value: Any, new: Mapping[nn.Module, nn.Module], walked: set[int],
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
             if (put := _exchanged(item, new, walked, depth - 1)) is not item:
                 value[key] = put
+        if isinstance(value, dict):
+            _exchange_keys_(value, new, walked, depth)
     elif depth and isinstance(value, tuple):
         parts = [_exchanged(item, new, walked, depth - 1) for item in value]
         if any(part is not item for part, item in zip(parts, value, strict=True)):
@@ -82,6 +84,16 @@ def _exchanged(value: Any, new: Mapping[nn.Module, nn.Module], walked: set[int],
     return value
 
 
+def _exchange_keys_(value: dict[Any, Any], new: Mapping[nn.Module, nn.Module], walked: set[int], depth: int) -> None:
+    """In the dictionary itself and in its order. Other objects than layers, their methods and tuples of them may not
+    change as keys."""
+    keys = [_exchanged(key, new, walked, depth - 1 if isinstance(key, tuple) else 0) for key in value]
+    if any(key is not old for key, old in zip(keys, value, strict=True)):
+        items = list(zip(keys, value.values(), strict=True))
+        value.clear()
+        value.update(items)
+
+
 def _is_holder(value: Any) -> bool:
     """Whether this is an object of somebody's own class, which may hold layers."""
     inside = getattr(value, "__dict__", None)
@@ -89,8 +101,8 @@ def _is_holder(value: Any) -> bool:
 
 
 def held_fast(model: nn.Module) -> dict[int, str]:
-    """The layers in closures, sets and weak references, and the parameters in these and in lists, by identity; with the
-    attribute that holds each. ``replace_`` finds the others."""
+    """The layers in closures, sets, weak references and objects that are keys, and the parameters in these and in
+    lists, by identity; with the attribute that holds each. ``replace_`` finds the others."""
     found, walked = dict[int, str](), set[int]()
     for path, parent in model.named_modules():
         for name, value in vars(parent).items():
@@ -106,11 +118,13 @@ def _held(value: Any, walked: set[int], closed: bool = False, depth: int = _DEPT
         for cell in value.__closure__ or ():
             with suppress(ValueError):  # one that nothing was put in yet
                 yield from _held(cell.cell_contents, walked, True, depth - 1)
-    elif depth and isinstance(value, weakref.ref):
-        yield from _held(value(), walked, True, depth - 1)
+    elif isinstance(value, weakref.ref):
+        yield from _held(value(), walked, True, depth)
     elif depth and isinstance(value, list | tuple | deque | set | frozenset | dict):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _held(item, walked, closed or isinstance(value, set | frozenset), depth - 1)
+        for key in value if isinstance(value, dict) else ():
+            yield from _held(key, walked, closed or not isinstance(key, nn.Module | tuple), depth - 1)
     elif depth and not isinstance(value, nn.Module) and _is_holder(value) and id(value) not in walked:
         walked.add(id(value))
         yield from _held(vars(value), walked, closed, depth - 1)

@@ -70,6 +70,18 @@ def save(directory: Path, epoch: int, state: dict[str, Any]) -> None:
             old.unlink(missing_ok=True)
 
 
+def survives(value: Any) -> bool:
+    """Whether a checkpoint that holds ``value`` can be read again."""
+    buffer = io.BytesIO()
+    try:
+        torch.save(value, buffer)
+        buffer.seek(0)
+        torch.load(buffer, weights_only=True)
+    except Exception:  # of somebody's own class, which may raise anything
+        return False
+    return True
+
+
 def load(directory: Path) -> dict[str, Any] | None:
     """The state last saved in `directory`, tensors on the CPU; None if there is none.
 

@@ -63,10 +63,11 @@ def evaluate(
     sums = counted(model, data, batch_size, role=role, objective=objective, teacher=teacher)
     with named(role):
         found = sums[0].result()
-    if not isfinite(found.judged.value) and (number := _not_finite(data, batch_size)) is not None:
+    lost = next((figure.name for figure in found.figures if not isfinite(figure.value)), None)
+    if lost is not None and (number := _not_finite(data, batch_size)) is not None:
         raise TrainingError(
-            f"{role} data: sample {number} holds a value that is not a finite number, so that {found.judged.name} is "
-            "none either: leave this sample out, or mend it"
+            f"{role} data: sample {number} holds a value that is not a finite number, so that {lost} is none either: "
+            "leave this sample out, or mend it"
         )
     return found
 

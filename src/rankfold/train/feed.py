@@ -178,6 +178,8 @@ class Feed:
     def epoch(self, generator: torch.Generator) -> Iterator[Any]:
         """The batches of one epoch; order and augmentation drawn from `generator` (on the CPU)."""
         tensors = in_memory(self.data)
+        if isinstance(self.data, DataLoader) and self.data.persistent_workers:
+            self.data._iterator = None  # its workers would go on from the random states of the epoch before
         if tensors is None:
             yield from (self._augmented(batch, generator) for batch in self._loader(generator))
             return

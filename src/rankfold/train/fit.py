@@ -21,9 +21,9 @@ from rankfold.run.processes.team import Team, joined
 from rankfold.run.progress import showing_epochs
 from rankfold.run.seeds import derived_seed
 from rankfold.train import checkpoint
-from rankfold.train.alone import without_variance
 from rankfold.train.breakdown import breakdown
 from rankfold.train.check import Checked, checked
+from rankfold.train.content import content_of
 from rankfold.train.errors import TrainingError
 from rankfold.train.evaluation import evaluate, named
 from rankfold.train.feed import Feed
@@ -31,6 +31,7 @@ from rankfold.train.history import Epoch, History, Progress, ProgressCallback
 from rankfold.train.randomness import seeded
 from rankfold.train.recipe import Plateau, Recipe
 from rankfold.train.run import Make, Run
+from rankfold.train.step.alone import without_variance
 from rankfold.train.step.precision import arithmetic
 from rankfold.train.step.schedule import decay_factor, plateau_factor, rate_factor
 
@@ -70,7 +71,8 @@ def fit(
         teacher: in eval mode; needed where ``recipe.distill`` is given, or where data have no targets.
         directory: ``checkpoint-*.pt`` is written there after every epoch, and ``metrics.jsonl`` holds a line for each.
             The same call resumes after an interruption and computes, on the same machine with the same number of
-            threads, the very same weights; a finished run is only read back.
+            threads, the very same weights; a finished run is only read back. Weights that the model begins with are not
+            compared, those of the checkpoint take their place.
         progress: called as ``progress(step)`` after every batch, with a ``rankfold.train.Progress``. After the last
             batch of an epoch it is called once the epoch is validated and saved, and ``step.finished`` has its record;
             before, ``finished`` is None: whoever wants epochs alone looks at that. What it raises ends the training.
@@ -86,7 +88,8 @@ def fit(
     Raises:
         TrainingError: before any work: empty data, targets that do not fit the model's outputs (for data that are not
             in memory, when the batch comes), data that can be read only once, nothing to train, a missing or unused
-            teacher, a directory of another run.
+            teacher, a directory of another run: of another recipe, objective, model or teacher, or of other data, as
+            far as these are in memory.
 
     Cost: a training pass for each epoch, and one over ``validation``; an epoch at most is lost by an interruption.
 
@@ -112,7 +115,11 @@ def fit(
         with team.agreed():
             known = checked(model, data, validation, recipe, teacher, objective, team)
             layout = fitting_layout(model, known.sample)
-            run = Run.begin_or_resume(model, recipe, directory, len(data), known.objective.name, team, optimizer)
+            # the first process alone writes, and looks at what it finds
+            content = content_of(train, validation, teacher) if directory is not None and team.first else None
+            run = Run.begin_or_resume(
+                model, recipe, directory, len(data), known.objective.name, team, optimizer, content
+            )
         resumed_from = run.epoch
         if team.summed(resumed_from) != [resumed_from * team.size]:
             raise TrainingError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rankfold.batches import tensors_in
 from rankfold.layers import InTraining
@@ -17,11 +17,12 @@ from rankfold.objectives import Evaluation
 from rankfold.run.disk.container import FAULTS, checked, said
 from rankfold.run.processes.team import Team
 from rankfold.train import checkpoint
+from rankfold.train.content import Content, difference
 from rankfold.train.errors import TrainingError
 from rankfold.train.history import Epoch
 from rankfold.train.recipe import Recipe
 from rankfold.train.step.groups import parameter_groups
-from rankfold.train.weights import Weights, average_, copied, is_weight, narrowed, shapes, widened
+from rankfold.train.weights import Weights, average_, copied, is_weight, narrowed, put_back_, shapes, unsaved, widened
 
 Make = Callable[..., torch.optim.Optimizer]  # (model, class of torch, groups=…, **settings): the optimizer
 
@@ -38,7 +39,9 @@ class Run:
     objective: str
     mean: Weights | None
     best: Weights
+    best_unsaved: Weights
     team: Team
+    content: Content = field(default_factory=dict)
     best_epoch: int = 0
     best_met: bool = True
     start: Evaluation | None = None
@@ -55,15 +58,16 @@ class Run:
         objective: str,
         team: Team,
         make: Make | None = None,
+        content: Content | None = None,
     ) -> "Run":
         """A run at its start, or where its checkpoint left it; TrainingError if `directory` holds another."""
         if recipe.ema is not None and moving(model):
             raise TrainingError("ema: an average of weights of low rank is not of low rank itself: leave ema out")
         optimizer = _optimizer(model, recipe, make)
         place = None if directory is None else Path(directory)
-        weights = copied(model.state_dict())
+        weights, aside = copied(model.state_dict()), unsaved(model)
         mean = None if recipe.ema is None else widened(weights)
-        run = cls(model, recipe, optimizer, place, batches, objective, mean, weights, team)
+        run = cls(model, recipe, optimizer, place, batches, objective, mean, weights, aside, team, content or {})
         run.best_met = bool(getattr(optimizer, "met", True))
         saved = None if place is None else checkpoint.load(place)
         if saved is not None:
@@ -124,6 +128,7 @@ class Run:
             self.best_epoch, self.best_met = record.epoch, met
             weights = self.model.state_dict()
             self.best = copied(weights) if self.mean is None else narrowed(self.mean, weights)
+            self.best_unsaved = unsaved(self.model)
         self.save()
 
     def _best_score(self) -> tuple[float, float] | None:
@@ -138,19 +143,25 @@ class Run:
     def restore_best(self) -> None:
         """Leave the best weights so far in the model."""
         self.model.load_state_dict(self.best)
+        put_back_(self.model, self.best_unsaved)
 
     def save(self) -> None:
         """Write checkpoint and metrics, if there is a directory."""
         if self.directory is None or not self.team.first:
             return
+        if self.epoch == 0:
+            self._check_readable()
         state = {
             "recipe": json.dumps(self.recipe.to_dict()),
             "batches": self.batches,
             "objective": self.objective,
+            "content": self.content,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "mean": self.mean,
             "best": self.best,
+            "unsaved": unsaved(self.model),
+            "best_unsaved": self.best_unsaved,
             "best_epoch": self.best_epoch,
             "best_met": self.best_met,
             "start": None if self.start is None else self.start.to_dict(),
@@ -159,6 +170,20 @@ class Run:
         }
         checkpoint.save(self.directory, self.epoch, state)
         checkpoint.write_lines(self.directory / "metrics.jsonl", (record.to_dict() for record in self.epochs))
+
+    def _check_readable(self) -> None:
+        """TrainingError for what could be written and, without running code, not be read again."""
+        kind = type(self.model).__name__
+        parts = {
+            f"{name} of {kind}": value for name, value in self.model.state_dict().items() if type(value) is not Tensor
+        }
+        parts[f"the state of {type(self.optimizer).__name__}"] = self.optimizer.state_dict()
+        for name, value in parts.items():
+            if not checkpoint.survives(value):
+                raise TrainingError(
+                    f"{name} ({type(value).__name__}) cannot be read back from a checkpoint: let it hold tensors, "
+                    "numbers, texts, lists and dicts of these alone (get_extra_state), or leave directory= out"
+                )
 
     def _take(self, saved: dict[str, Any]) -> None:
         """Go on from what a checkpoint holds; TrainingError for one of another run, or with anything else in it."""
@@ -189,6 +214,8 @@ class Run:
                 f"{where}, with the objective {saved['objective']} and not {self.objective}: give another "
                 "directory, or the same objective"
             )
+        if other := difference(saved.get("content", {}), self.content):
+            raise TrainingError(f"{where}, {other}: give another directory, or the same data and teacher")
         free = moving(self.model)
         if shapes(saved["model"], free) != shapes(self.model.state_dict(), free):
             raise TrainingError(f"{where}, of another model: give another directory, or the same model")
@@ -206,6 +233,9 @@ class Run:
         for kind, known in (("best", (own,)), ("mean", (own, shapes(widened(state), free)))):  # once as the weights are
             if saved[kind] is not None and shapes(saved[kind], free) not in known:
                 raise ValueError(f"the {kind} weights belong to another model")
+        aside = saved.get("unsaved", {}), saved.get("best_unsaved", self.best_unsaved)
+        if not all(isinstance(value, Tensor) for each in aside for value in each.values()):
+            raise ValueError("buffers in no state dict are no tensors")
         before = copied(state), copy.deepcopy(self.optimizer.state_dict())
         try:
             self.model.load_state_dict(saved["model"])  # first: moments belong to parameters of its shapes
@@ -221,6 +251,8 @@ class Run:
             self.model.load_state_dict(before[0])
             self.optimizer.load_state_dict(before[1])
             raise
+        put_back_(self.model, aside[0])
+        self.best_unsaved = dict(aside[1])
         if saved["best"] is not None:
             self.best = _placed(saved["best"], state)
         if saved["mean"] is not None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 Weights = dict[str, Any]  # tensors, and whatever modules give as extra state
 Shapes = dict[str, tuple[tuple[int, ...] | None, torch.dtype] | None]
@@ -20,6 +20,31 @@ def is_weight(name: str, value: Any) -> bool:
 
 def copied(state: Mapping[str, Any]) -> Weights:
     return {name: _copy(value) for name, value in state.items()}
+
+
+def unsaved(model: nn.Module) -> Weights:
+    """Copies of the buffers that are in no state dict (``persistent=False``) by name, as training may change them."""
+    return {path: _copy(found[name]) for path, found, name in _unsaved(model) if found[name] is not None}
+
+
+def put_back_(model: nn.Module, buffers: Mapping[str, Any]) -> None:
+    """Put what ``unsaved`` gave into its places: into the buffers that are there, as others may hold them too."""
+    for path, found, name in _unsaved(model):
+        value, here = buffers.get(path), found[name]
+        if value is None:
+            continue
+        if here is None or (here.shape, here.dtype) != (value.shape, value.dtype):
+            found[name] = value.to(next(model.parameters()).device, copy=True)
+            continue
+        with torch.inference_mode():  # also buffers that were made in it
+            here.copy_(value)
+
+
+def _unsaved(model: nn.Module) -> Iterator[tuple[str, dict[str, Tensor | None], str]]:
+    """The full name of each such buffer, the table of its module, and its name in it."""
+    for path, module in model.named_modules():
+        for name in sorted(module._non_persistent_buffers_set & module._buffers.keys()):
+            yield f"{path}.{name}".lstrip("."), module._buffers, name
 
 
 def widened(state: Mapping[str, Any]) -> Weights:
@@ -44,7 +69,9 @@ def average_(mean: Weights, state: Mapping[str, Any], share: float) -> None:
         if not is_weight(name, value):
             mean[name] = _copy(value)
         elif value.is_floating_point() or value.is_complex():
-            mean[name].lerp_(value.to(mean[name].dtype), share)
+            before, now = mean[name], value.to(mean[name].dtype)
+            there = before.isfinite() & now.isfinite()  # −∞ of a mask less −∞ is no number
+            before.copy_(torch.where(there, before.lerp(now, share), now))
         else:
             mean[name].copy_(value)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from rankfold.run.disk.container import FAULTS, read_tensors
+from rankfold.train.weights import is_weight
 from rankfold.zoo.errors import ZooError
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -27,8 +28,8 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
 
     A state dict inside {"state_dict": …}, {"model": …} or {"model_state_dict": …} is unwrapped; the prefixes of
     DataParallel and torch.compile are ignored on both sides. Batch-norm counters may be missing, as in files of early
-    torch versions, and all but one name of tied weights, as safetensors writes them. Values are converted to the
-    model's dtype and device.
+    torch versions, and all but one name of tied weights, as safetensors writes them; what is tied in the model must be
+    equal in the file. Extra state of modules may be missing too. Values are converted to the model's dtype and device.
 
     Args:
         model: changed in place.
@@ -45,9 +46,12 @@ def load_weights(model: nn.Module, file: str | Path) -> None:
     """
     file = Path(file)
     state = _bare_names(_read(file))
-    slots = _bare_names(model.state_dict(keep_vars=True))
-    original_name = dict(zip(slots, model.state_dict(), strict=True))
-    _check_fit(file, state, slots)
+    every = _bare_names(model.state_dict(keep_vars=True))
+    original_name = dict(zip(every, model.state_dict(), strict=True))
+    slots = {name: slot for name, slot in every.items() if is_weight(name, slot)}
+    given = {name: value for name, value in state.items() if name in slots or name not in every}
+    _check_fit(file, given, slots)
+    _check_tied(file, given, slots)
     model.load_state_dict({original_name[name]: value for name, value in state.items()}, strict=False)
 
 
@@ -150,6 +154,23 @@ def _check_fit(file: Path, state: Mapping[str, Tensor], slots: Mapping[str, Tens
     ]
     if faults:
         raise ZooError(f"weights: {file} does not fit the model: {'; '.join(faults)}")
+
+
+def _check_tied(file: Path, state: Mapping[str, Tensor], slots: Mapping[str, Tensor]) -> None:
+    """The last of several names would decide for all of them."""
+    first: dict[int, str] = {}
+    for name in (name for name in slots if name in state):
+        other, slot = first.setdefault(id(slots[name]), name), slots[name]
+        if not torch.equal(_bits(state[other], slot.dtype), _bits(state[name], slot.dtype)):
+            raise ZooError(
+                f"weights: {other} and {name} are one in the model and differ in {file}: give each its own first, with "
+                "rankfold.untie_(model), or weights that are tied too"
+            )
+
+
+def _bits(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """By which NaN is itself."""
+    return value.to(dtype).reshape(-1).contiguous().view(torch.uint8)
 
 
 def _is_quantized(value: object) -> bool:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rankfold.objectives.answer import IGNORE, Answer, decoded, main_tensor, of_classes, unpadded
+from rankfold.objectives.answer import IGNORE, Answer, decoded, indices, main_tensor, of_classes, unpadded
 from rankfold.objectives.base import Objective
 from rankfold.objectives.evaluation import Figure, ObjectiveError
 from rankfold.objectives.units import NATS
@@ -52,6 +52,9 @@ class Classification(Objective):
     def _counted(self, values: Tensor, output: Any, batch: Any) -> Tensor | None:
         return None
 
+    def target(self, batch: Any) -> Any:
+        return indices(super().target(batch))
+
     def pair(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
         """Scores (R, C) and targets (R,), or probabilities (R, C), of the positions that count."""
         values = main_tensor(output)
@@ -81,7 +84,7 @@ class Classification(Objective):
             target = target.squeeze(-1)
         if target.shape != scores.shape[:-1] or target.dtype == torch.bool or target.is_complex():
             self._refuse(values, target)
-        rows, found = scores.reshape(-1, classes), target.reshape(-1).long()
+        rows, found = scores.reshape(-1, classes), target.reshape(-1)
         kept = found != self.ignore
         if not bool(kept.all()):  # a copy of the scores only where some are left out
             rows, found = rows[kept], found[kept]
@@ -91,7 +94,8 @@ class Classification(Objective):
     def check(self, output: Any, targets: Tensor) -> None:
         values = main_tensor(output)
         if values.dim() > 1 and not targets.is_floating_point():
-            self._check_range(targets[targets != self.ignore], values.shape[self.axis])
+            found = indices(targets)
+            self._check_range(found[found != self.ignore], values.shape[self.axis])
 
     def _check_range(self, found: Tensor, classes: int) -> None:
         if not found.numel():

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rankfold.batches import labels_of
-from rankfold.objectives.answer import attention_mask, decoded, named_input, unpadded
+from rankfold.objectives.answer import attention_mask, decoded, indices, named_input, of_classes, unpadded
+from rankfold.objectives.compare import distance
 from rankfold.objectives.evaluation import Figure, ObjectiveError
 from rankfold.objectives.kinds.classification import Classification, likeliest
 from rankfold.objectives.units import TOKEN
@@ -62,6 +63,7 @@ class CausalLanguageModel(Classification):
                 f"{self.name}: each batch must hold tokens of shape (N, length) as labels or input_ids, got "
                 f"{tuple(tokens.shape) if isinstance(tokens, Tensor) else 'none'}"
             )
+        tokens = indices(tokens)
         shifted = tokens.new_full(tokens.shape, self.ignore)
         shifted[:, :-1] = tokens[:, 1:]
         mask = attention_mask(batch)
@@ -100,8 +102,8 @@ class CausalLanguageModel(Classification):
         }  # fmt: skip
         if taught is not None:
             other = self.pair(taught, batch)[0].to(scores)
-            kl = F.kl_div(scores.log_softmax(-1), other.log_softmax(-1), reduction="none", log_target=True).sum(-1)
-            found |= {"kl": kl.double().sum().clamp_min(0), "same": (given == other.argmax(-1)).sum()}
+            kl, rows = distance(of_classes(scores, None), of_classes(other, None), temperature=1.0, scale=None)
+            found |= {"kl": kl.double().clamp_min(0) * rows, "same": (given == other.argmax(-1)).sum()}
         return found
 
     def conclude(self, sums: Mapping[str, Tensor]) -> tuple[tuple[Figure, ...], float | None]:

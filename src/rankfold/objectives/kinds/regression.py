@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rankfold.objectives.answer import main_tensor, single
+from rankfold.objectives.answer import main_alone, main_tensor, single
 from rankfold.objectives.base import Objective
 from rankfold.objectives.evaluation import SPREAD, Figure, ObjectiveError, moments
 
@@ -42,6 +42,9 @@ class Regression(Objective):
 
     smooths: ClassVar[bool] = False
     name: str = "regression"
+
+    def _counting(self, output: Any) -> list[tuple[str, Tensor]]:
+        return main_alone(output)
 
     def pair(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
         """Outputs and targets (N, K) as rows, with NaN where nothing is known."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -58,11 +59,14 @@ class Teacher(Objective):
         return (Figure("change", self.mean_loss(sums) ** 0.5, False),), None
 
     def mean_loss(self, sums: Mapping[str, Tensor]) -> float:
-        """The mean over the answers of their squared change over their variance."""
+        """The mean over the answers of their squared change over their variance; NaN where an output is."""
         shares = []
         for index in range(sum(name.startswith("moved ") for name in sums)):
             moved, energy = float(sums[f"moved {index}"]), float(sums[f"energy {index}"])
             around = float(sums[f"{SPREAD}{index}"][2].sum())
             spread = around if around > 1e-12 * energy else energy
-            shares.append(moved / spread if spread > 0 else float(moved != 0))
+            if spread > 0:
+                shares.append(moved / spread)
+            else:
+                shares.append(moved if math.isnan(moved) else float(moved != 0))
         return sum(shares) / len(shares)

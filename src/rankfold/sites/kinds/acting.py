@@ -6,6 +6,7 @@ compared with the class of torch. The layer itself is never called.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -29,7 +30,8 @@ def acts_as(module: Any, base: Any) -> bool:
 
     Tried with small weights of its dtype, on the processor also where the layer is nowhere (meta), at two sizes of
     input. False for what has other parameters, buffers or modules than ``base``, for another result, another type of
-    result or an error. Cost: eight calls of a few hundred multiplications where a forward is overridden, none else.
+    result or an error, and for attributes that cannot be copied. Cost: eight calls of a few hundred multiplications
+    where a forward is overridden, none else.
     """
     if not isinstance(module, base):
         return False
@@ -58,11 +60,12 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _small(module: Any, kind: type[nn.Module], generator: torch.Generator) -> Any:
-    """A layer of ``kind`` with the attributes of ``module`` and a few weights."""
+    """A layer of ``kind`` with copies of the attributes of ``module`` and a few weights."""
     copy: Any = object.__new__(kind)
     nn.Module.__init__(copy)
     apart = vars(nn.Module()).keys() | {"parametrizations"}
-    vars(copy).update({name: value for name, value in vars(module).items() if name not in apart})
+    own = {name: value for name, value in vars(module).items() if name not in apart}
+    vars(copy).update(deepcopy(own, {id(module): copy}))  # a forward may note in them what it was given
     groups = getattr(module, "groups", 1)
     inputs, outputs = INPUTS * groups, OUTPUTS * groups
     if isinstance(module, nn.Linear):
