@@ -412,15 +412,15 @@ def test_inputs_fit_networks_whose_weights_are_all_whole_numbers(tmp_path):
 
 def test_a_network_without_whole_numbers_or_parameters_is_placed_by_its_buffers():
     buffered = nn.Module()
-    assert place_of(buffered) is None
+    assert place_of(buffered.modules()) is None
     buffered.register_buffer("steps", torch.zeros(3, dtype=torch.int64))
     buffered.register_buffer("table", torch.zeros(3, dtype=torch.float64))
-    assert place_of(buffered) is buffered.table
+    assert place_of(buffered.modules()) is buffered.table
     half = rf.apply_(
         whole := nn.Sequential(nn.Linear(8, 12, bias=False)).half(),
         rf.plan(whole, rf.Ranks({"0": 2}), "truncate", example=torch.randn(1, 8), forms=["int8"]),
     )
-    assert place_of(nn.Sequential(buffered, half)).dtype == torch.float16
+    assert place_of(nn.Sequential(buffered, half).modules()).dtype == torch.float16
 
 
 def test_a_read_of_the_weight_costs_no_product(mixture):

@@ -69,8 +69,8 @@ def latencies(
 
 def once(model: nn.Module, example: Example) -> float:
     """Seconds of one forward, waiting for an accelerator where there is one."""
-    place = place_of(model)
-    example = example.fitting(model)
+    place = place_of(model.modules())
+    example = example.fitting(model.modules())
     wait = torch.cuda.synchronize if place is not None and place.is_cuda else (lambda: None)
     wait()
     start = time.perf_counter()

@@ -107,7 +107,7 @@ def measure(model: nn.Module, example: Any, sites: SiteList | None = None) -> Tr
             traced = way(model, example, found)
             return replace(traced, flops=traced.flops // example.samples)
         except Exception as error:  # a stranger's forward may fail without values in any way; its own fault fails again
-            if (place := place_of(model)) is not None and place.is_meta:
+            if (place := place_of(model.modules())) is not None and place.is_meta:
                 bare = replace(example, kwargs=unmasked(example.kwargs))
                 if bare.kwargs.keys() == example.kwargs.keys():
                     raise
@@ -128,14 +128,14 @@ def _small(model: nn.Module, example: Example) -> bool:
 
 def _really(model: nn.Module, example: Example, sites: Sequence[Site]) -> Traced:
     with evaluating(model), as_found(model), opened(model):
-        return _count(model, example.fitting(model), sites)
+        return _count(model, example.fitting(model.modules()), sites)
 
 
 def _on_meta(model: nn.Module, example: Example, sites: Sequence[Site]) -> Traced:
     ghost = _ghost(model)
     with evaluating(ghost), opened(ghost), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return _count(ghost, example.fitting(ghost).to("meta"), sites)
+        return _count(ghost, example.fitting(ghost.modules()).to("meta"), sites)
 
 
 def storage(model: nn.Module) -> tuple[int, int]:

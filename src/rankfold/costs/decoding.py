@@ -43,11 +43,11 @@ def phased(model: nn.Module, example: Any, phase: Phase, batch: int) -> tuple[nn
     if phase == "prefill":
         return _Prompt(model), Example.of({"input_ids": ids[:, :-1]})
     with evaluating(model):
-        prompt = Example.of({"input_ids": ids[:, :-1]}).fitting(model)
+        prompt = Example.of({"input_ids": ids[:, :-1]}).fitting(model.modules())
         cache = _cache_of(model(**prompt.kwargs, use_cache=True))
         step, token = _Next(model, cache), Example.of({"input_ids": ids[:, -1:]})
         try:
-            step(**token.fitting(model).kwargs)
+            step(**token.fitting(model.modules()).kwargs)
         except (AttributeError, RuntimeError, ValueError):  # none at all, or as of sliding windows
             raise ValueError(
                 "latency of decode cannot be measured: the cache of this model cannot be cut back by one token, "

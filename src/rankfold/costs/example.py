@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -68,9 +68,9 @@ class Example:
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Example:
         return Example(moved(self.args, device, dtype), moved(self.kwargs, device, dtype), self.samples)
 
-    def fitting(self, model: nn.Module) -> Example:
-        """On the device and in the floating dtype of a model."""
-        place = place_of(model)
+    def fitting(self, modules: Iterable[nn.Module]) -> Example:
+        """On the device and in the floating dtype of the modules of a model."""
+        place = place_of(modules)
         return self if place is None else self.to(place.device, place.dtype)
 
 

@@ -45,7 +45,7 @@ class _Backend:
 def _compiled(model: nn.Module, example: Example) -> nn.Module:
     backend = _Backend()
     made: Any = torch.compile(model, backend=backend, dynamic=False)
-    given = example.fitting(model)
+    given = example.fitting(model.modules())
     with evaluating(model), as_found(model), quiet():
         try:
             made(*given.args, **given.kwargs)

@@ -41,7 +41,7 @@ def to_folder(model: nn.Module, example: Any, directory: str | Path, card: str =
     except hub.HubError as error:
         raise ExportError(str(error)) from None
     files |= {"README.md": card.encode()} if card else {}
-    given = Example.of(example).fitting(root)
+    given = Example.of(example).fitting(root.modules())
     with evaluating(root), as_found(root), evaluating(dense):
         pairs = zip(*(in_a_row(each(*given.args, **given.kwargs)) for each in (root, dense)), strict=True)
         worst = max(difference(a, b, "its outputs", "the dense model", "the example") for a, b in pairs)

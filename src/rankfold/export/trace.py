@@ -150,7 +150,7 @@ def ready(model: nn.Module, example: Any) -> tuple[nn.Module, Example]:
             "the model takes a list of samples, of which a graph would have a fixed number: export a module whose "
             "forward takes them as one tensor, such as the part of the model that all of them go through"
         )
-    return root, in_order(root, given.fitting(root))
+    return root, in_order(root, given.fitting(root.modules()))
 
 
 def answer(root: nn.Module, example: Example) -> Any:

@@ -206,7 +206,7 @@ def _heard(root: nn.Module, example: Example, found: SiteList) -> SiteList:
     """The sites, of which those can only be kept whose outputs never reach what the model gives."""
     if any(p.is_meta for p in root.parameters()):
         return found
-    given = example.fitting(root)
+    given = example.fitting(root.modules())
     with evaluating(root), opened(root):
         modules = {site.name: root.get_submodule(site.name) for site in found.reducible}
         silent = set(unheard(lambda: root(*given.args, **given.kwargs), modules))
