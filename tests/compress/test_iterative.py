@@ -506,3 +506,28 @@ def test_many_layers_are_probed_on_fewer_samples():
     rule = Optimal()
     assert [probe_samples(rule, count) for count in (1, 64, 128, 240, 10_000)] == [256, 256, 128, 68, 32]
     assert probe_samples(Optimal(samples=16), 240) == 16
+
+
+class RuledOut(nn.Module):
+    """Scores of six classes, two of which it rules out, or leaves away."""
+
+    def __init__(self, away: bool) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.body = nn.Sequential(
+                nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 6, bias=False)
+            )
+        self.away = away
+
+    def forward(self, x):
+        scores = self.body(x)
+        return scores[:, :4] if self.away else scores.index_fill(-1, torch.tensor([4, 5]), -torch.inf)
+
+
+def test_classes_that_a_network_rules_out_count_as_if_they_were_not_there():
+    x = torch.randn(128, 16, generator=torch.Generator().manual_seed(0))
+    found = [rf.plan(RuledOut(away), "params=0.6", data=x, rule="iterative") for away in (True, False)]
+    told = [[(entry.site, entry.form, entry.rank) for entry in plan.entries] for plan in found]
+    assert told[0] == told[1]
+    assert any(form is not Form.KEEP for _, form, _ in told[0])

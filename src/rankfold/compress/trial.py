@@ -21,6 +21,7 @@ from rankfold.compress.ranks.options import Option
 from rankfold.compress.ranks.replay import Replay, ReplayError, Tape
 from rankfold.compress.ranks.sampling import alike, join
 from rankfold.objectives import Classification, ObjectiveError, infer, main_tensor
+from rankfold.objectives.answer import of_classes
 from rankfold.objectives.compare import assumed_axis as _classes
 from rankfold.sites import Form
 
@@ -170,7 +171,7 @@ class Trial:
             elif logits.shape[_classes(logits)] == 1:
                 losses, target = _squared, logits.double()
             else:
-                target = logits.double().log_softmax(_classes(logits))
+                target = _shares(logits)
             for index, part in zip(group, target.chunk(len(group)), strict=True):
                 targets[index] = part
         return targets, losses
@@ -253,9 +254,14 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _divergence(logits: Tensor, original: Tensor) -> Tensor:
-    now = logits.double().log_softmax(_classes(logits))
-    rows = F.kl_div(now, original, reduction="none", log_target=True).sum(_classes(logits))
+    rows = F.kl_div(_shares(logits), original, reduction="none", log_target=True).sum(_classes(logits))
     return _by_sample(rows, len(original)).clamp_min(0)
+
+
+def _shares(logits: Tensor) -> Tensor:
+    """Logarithms of the classes' shares; those that the network rules out count as if they were not there."""
+    axis = _classes(logits)
+    return of_classes(logits.double().movedim(axis, -1), None).values.log_softmax(-1).movedim(-1, axis)
 
 
 def _squared(output: Tensor, original: Tensor) -> Tensor:
