@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
@@ -58,10 +58,10 @@ class Example:
         """One sample alike the one that was noted: zeros, whole numbers as large as there; None for anything else."""
         try:
             if "shape" in note:
-                return cls.of(_of_note(note))
+                return replace(cls.of(_of_note(note)), samples=1)
             args = tuple(map(_of_note, note["args"]))
             kwargs = {str(name): _of_note(value) for name, value in dict(note["kwargs"]).items()}
-            return cls.of(args) if not kwargs else cls(args, kwargs, 1)
+            return cls(args, kwargs, 1) if kwargs else replace(cls.of(args), samples=1)
         except (TypeError, KeyError, ValueError, AttributeError, RuntimeError):
             return None
 
