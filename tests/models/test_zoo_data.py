@@ -478,6 +478,18 @@ def test_a_factory_says_what_its_targets_mean(monkeypatch):
     assert zoo.load_data(spec).objective == "classification"
 
 
+@pytest.mark.parametrize("test", [None, 12])
+def test_a_factory_may_return_what_the_functions_in_python_take(monkeypatch, test):
+    parts = types.SimpleNamespace(
+        train=tabular(40), validation=tabular(8), test=test and tabular(test), objective="teacher"
+    )
+    data = zoo.load_data(offered(monkeypatch, parts))
+    assert (len(data.train), len(data.validation)) == (40, 8)
+    assert (data.test is None) == (test is None)
+    assert test is None or len(data.test) == test
+    assert data.objective == "teacher"
+
+
 def test_splits_are_passed_through(monkeypatch):
     split = pixels(10)
     data = zoo.load_data(offered(monkeypatch, (split, split, split)))

@@ -136,13 +136,23 @@ def _digest(labels: Tensor) -> str:
 
 def _custom(spec: str) -> Data:
     parts, factory = call_factory(spec)
+    objective = getattr(factory, "objective", None)
+    if hasattr(parts, "train") and hasattr(parts, "validation"):
+        return replace(_of_named(spec, parts), objective=objective or getattr(parts, "objective", None))
     if not isinstance(parts, tuple | list) or len(parts) not in (2, 3):
         given = f"{len(parts)} parts" if isinstance(parts, tuple | list) else f"a {type(parts).__name__}"
         raise ZooError(
-            f"{spec}: the factory must return (train, test) or (train, validation, test) data sets, and returned "
-            f"{given}"
+            f"{spec}: the factory must return (train, test) or (train, validation, test) data sets, or an object with "
+            f"train, validation and test, and returned {given}"
         )
-    return replace(data_of(spec, parts), objective=getattr(factory, "objective", None))
+    return replace(data_of(spec, parts), objective=objective)
+
+
+def _of_named(spec: str, parts: Any) -> Data:
+    """Of an object with train and validation, and maybe test, as the functions in Python take them."""
+    test = getattr(parts, "test", None)
+    found = data_of(spec, (parts.train, parts.validation, parts.validation if test is None else test))
+    return found if test is not None else replace(found, test=None)
 
 
 def data_of(spec: str, parts: Sequence[Any]) -> Data:
