@@ -42,9 +42,8 @@ class _Session(nn.Module):
         super().__init__()
         (_, self.run), _ = graph_of(model, example)
         self.order = list(inspect.signature(unwrap(model).forward).parameters)
-        if (
-            place := place_of(model.modules())
-        ) is not None:  # so that inputs come in its precision before the clock starts
+        # so that inputs come in its precision before the clock starts
+        if (place := place_of(model.modules())) is not None:
             self.register_buffer("place", place.new_empty(0, device="cpu"))
 
     def forward(self, *args: Any, **kwargs: Any) -> Sequence[Tensor]:

@@ -176,9 +176,8 @@ def _can_remember(x: Tensor, down: nn.Module) -> bool:
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
     if traced or type(x) not in (Tensor, nn.Parameter) or x.is_inference():
         return False
-    if (
-        not x.untyped_storage().resizable()
-    ):  # memory of numpy, or of another process: nobody tells what is written there
+    # memory of numpy, or of another process: nobody tells what is written there
+    if not x.untyped_storage().resizable():
         return False
     recorded = x.requires_grad or any(parameter.requires_grad for parameter in down.parameters())
     return not (recorded and torch.is_grad_enabled())
