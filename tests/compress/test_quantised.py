@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import rankfold as rf
+from rankfold.batches.place import place_of
 from rankfold.compress.measured import SiteStatistics
 from rankfold.compress.methods import method_named
 from rankfold.compress.methods.rounding import decomposed
-from rankfold.costs.place import place_of
 from rankfold.export import to_onnx, to_torch_export
 from rankfold.forms import Form
 from rankfold.forms.residual import Residual
@@ -408,6 +408,11 @@ def test_inputs_fit_networks_whose_weights_are_all_whole_numbers(tmp_path):
     assert rf.model_cost(small, x).flops > 0
     assert to_torch_export(small, x, tmp_path / "small.pt2") <= 1e-9
     assert to_onnx(small, x, tmp_path / "small.onnx") <= 1e-9
+    teacher = copy.deepcopy(model)
+    told = rf.evaluate(small, [(x, torch.zeros(4, dtype=torch.int64))], objective="classification")
+    assert told.loss > 0
+    assert rf.evaluate(small, [x], objective="teacher", teacher=teacher)["change"] < 1
+    assert rf.profile(small, [x], method="truncate").data is not None
 
 
 def test_a_network_without_whole_numbers_or_parameters_is_placed_by_its_buffers():

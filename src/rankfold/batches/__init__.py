@@ -26,6 +26,7 @@ from rankfold.batches.nested import changed as changed
 from rankfold.batches.nested import mapped as mapped
 from rankfold.batches.nested import moved as moved
 from rankfold.batches.nested import tensors_in as tensors_in
+from rankfold.batches.place import place_of as place_of
 from rankfold.batches.samples import divisible as divisible
 from rankfold.batches.samples import given
 from rankfold.batches.samples import samples_of as samples_of
@@ -178,19 +179,29 @@ def forward(model: nn.Module, batch: Any, begun: Callable[[], None] = lambda: No
     Raises ``TypeError`` for a batch with fewer inputs than the model needs, and ``InputError`` that names the layer for
     one whose inputs do not fit it.
     """
-    parameter = None
-    for each in model.parameters():
-        if each.is_floating_point():
-            parameter = each if parameter is None or parameter.is_meta else parameter
-            if not parameter.is_meta:  # weights may be read in parts
-                break
     args, kwargs = arguments(batch, model)
-    if parameter is not None:
-        args = moved(args, parameter.device, parameter.dtype)
-        kwargs = moved(kwargs, parameter.device, parameter.dtype)
+    if (place := place_of(model.modules())) is not None:
+        args, kwargs = (moved(part, place.device, place.dtype) for part in (args, kwargs))
     begun()
     with explained(model.named_modules):
         return model(*args, **kwargs)
+
+
+def inputs_of(model: nn.Module, batch: Any) -> Any:
+    """What the model is called with for a batch, on its device and in its precision: a mapping of keyword arguments, or
+    a tuple of positional ones."""
+    args, kwargs = arguments(batch, model)
+    given, place = kwargs or args, place_of(model.modules())
+    return given if place is None or place.is_meta else moved(given, place.device, place.dtype)
+
+
+def first_inputs(model: nn.Module, data: Any) -> Any:
+    """``inputs_of`` the first two samples."""
+    if data is None:
+        raise ValueError("an input of the model is needed to count its cost: give example=, or data=")
+    for batch in batches_of(data, 2, 2):
+        return inputs_of(model, batch)
+    raise ValueError("the data is empty: give at least one batch")
 
 
 def _check_count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], batch: Any) -> None:

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rankfold.batches import arguments, labels_of, moved
+from rankfold.batches import arguments, labels_of, moved, place_of
 from rankfold.compress.planning.candidates import Candidate
 from rankfold.compress.ranks.options import Option
 from rankfold.compress.ranks.replay import Replay, ReplayError, Tape
@@ -51,7 +51,7 @@ class Trial:
     """
 
     def __init__(self, root: nn.Module, candidates: Mapping[str, Sequence[Candidate]], samples: Sequence[Any]) -> None:
-        place = next((p for p in root.parameters() if p.is_floating_point()), None)
+        place = place_of(root.modules())
         self.device = torch.device("cpu") if place is None else place.device
         self.samples = [moved(sample, self.device, None if place is None else place.dtype) for sample in samples]
         self.root, self.candidates = root, candidates

@@ -10,9 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankfold.batches import as_found, evaluating
+from rankfold.batches import as_found, evaluating, place_of
 from rankfold.costs.example import Example, with_batch
-from rankfold.costs.place import place_of
 from rankfold.costs.times import Milliseconds
 
 

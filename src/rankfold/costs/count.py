@@ -11,11 +11,10 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import UninitializedParameter
 
-from rankfold.batches import as_found, copied, evaluating, explained, tensors_in, unmasked
+from rankfold.batches import as_found, copied, evaluating, explained, place_of, tensors_in, unmasked
 from rankfold.costs.cost import Cost
 from rankfold.costs.counter import Counter
 from rankfold.costs.example import Example
-from rankfold.costs.place import place_of
 from rankfold.costs.reads import Calls, Read, WeightReads
 from rankfold.layers.rounded import WholeNumbers
 from rankfold.linalg.brief import brief

@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import marked, moved, samples_of, size_of, tensors_in
-from rankfold.costs.place import place_of
+from rankfold.batches import marked, moved, place_of, samples_of, size_of, tensors_in
 from rankfold.linalg.brief import brief
 
 _LARGEST = 1 << 28  # numbers in one input that a file may ask for

@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from rankfold.batches import place_of
 from rankfold.costs import Example, latencies, with_batch
-from rankfold.costs.place import place_of
 from rankfold.export.compiled import compiled
 from rankfold.export.onnx import graph_of
 from rankfold.sites import unwrap

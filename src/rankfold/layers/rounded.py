@@ -26,6 +26,7 @@ _STORED = (
 class WholeNumbers(Traced):
     """Something that stores a matrix as whole numbers: ``numbers`` of them are weights, which count as parameters."""
 
+    buffers_are_weights = True
     unscripted = ("whose weights are whole numbers", "the forms 'int8' and 'residual'")
 
     @property

@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankfold.compress.methods.project import Project
-from rankfold.compress.statistics import calibrate
 from rankfold.linalg.brief import brief
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import Form, Site, SiteList, opened, sites, unwrap
@@ -76,24 +74,33 @@ def analyse(
     """
     root, tell = unwrap(model), progress or (lambda what, done, total: None)
     found = sites(root, where)
-    known = {}
-    if data is not None and found.reducible:
-        with feed.undrawn(data):
-            known = dict(calibrate(root, data, found, samples=samples, metric_samples=0, progress=tell).sites)
-    rows = []
+    spectra: list[tuple[Site, int, Spectrum]] = []
     with opened(root):
-        for done, site in enumerate(found):
-            weight = site.weight(root)
+        for site in found:
             try:
-                values = spectrum(site.matrix(root))
+                spectra.append((site, site.weight(root).numel(), spectrum(site.matrix(root))))
             except (ValueError, ArithmeticError) as error:
                 raise ValueError(f"{site.title}: {error}") from error
-            ranks = None
+            tell("decomposing", len(spectra), len(found))
+    ranks = _output_ranks(root, data, found, samples, tell) if data is not None and found.reducible else {}
+    return tuple(SiteAnalysis(*row, ranks.get(row[0].name)) for row in spectra), found
+
+
+def _output_ranks(
+    root: nn.Module, data: Any, found: SiteList, samples: int, tell: Progress
+) -> dict[str, tuple[int, ...]]:
+    """By site the ranks that keep so much of its outputs' energy, of those that the data reach."""
+    from rankfold.compress.methods.project import Project  # with all that compresses, which spectra do not need
+    from rankfold.compress.statistics import calibrate
+
+    ranks: dict[str, tuple[int, ...]] = {}
+    with feed.undrawn(data):
+        known = calibrate(root, data, found, samples=samples, metric_samples=0, progress=tell).sites
+    with opened(root):
+        for site in found:
             if site.name in known and Form.FACTORED in site.forms:
-                outputs = Project().decompose(site, Form.FACTORED, weight, known[site.name], site.bias(root))
+                outputs = Project().decompose(site, Form.FACTORED, site.weight(root), known[site.name], site.bias(root))
                 if outputs is not None:
                     left = outputs.errors.square()
-                    ranks = tuple(int(kept(left, energy).to(torch.int8).argmax()) for energy in ENERGIES)
-            rows.append(SiteAnalysis(site, weight.numel(), values, ranks))
-            tell("decomposing", done + 1, len(found))
-    return tuple(rows), found
+                    ranks[site.name] = tuple(int(kept(left, energy).to(torch.int8).argmax()) for energy in ENERGIES)
+    return ranks

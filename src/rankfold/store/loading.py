@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load as from_safetensors
@@ -14,10 +14,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from rankfold.batches import copied
-from rankfold.compress.applying.apply import shape_
 from rankfold.compress.applying.check import ApplyError
 from rankfold.compress.planning.plan import Plan
-from rankfold.compress.slicing.bottlenecks import Bottlenecks
 from rankfold.layers.pivoted import misplaced
 from rankfold.linalg.brief import brief
 from rankfold.run.disk.container import FAULTS, metadata, parsed, said
@@ -26,6 +24,9 @@ from rankfold.run.ordinary import ordinarily
 from rankfold.sites import sites, unwrap
 from rankfold.store.manifest import BOTTLENECKS, PLAN, PRETRAINED, TENSORS, StoreError, Unfinished, opened, unfinished
 from rankfold.store.ours import ALIASES
+
+if TYPE_CHECKING:
+    from rankfold.compress.slicing.bottlenecks import Bottlenecks
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ def load(directory: str | Path, model: nn.Module | None = None) -> Stored:
         warnings.warn(said_of, Unfinished, stacklevel=3)
     try:
         plan = Plan.from_json(contents[PLAN].decode())
-        known = Bottlenecks.from_bytes(contents[BOTTLENECKS], BOTTLENECKS) if BOTTLENECKS in contents else None
+        known = _bottlenecks(contents[BOTTLENECKS]) if BOTTLENECKS in contents else None
         given = None if manifest["format"] == PRETRAINED else _state(contents.pop(TENSORS))
     except FAULTS as error:
         raise StoreError(
@@ -101,6 +102,8 @@ def load(directory: str | Path, model: nn.Module | None = None) -> Stored:
         raise StoreError(
             f"{directory}: it does not hold the architecture: give a fresh dense model to fill, load(directory, model)"
         )
+    from rankfold.compress.applying.apply import shape_  # with all methods, which reading plain weights does not need
+
     try:
         _check_fit(shape_(_without_values(unwrap(model)), plan), given, directory)
         shape_(model, plan)
@@ -108,6 +111,12 @@ def load(directory: str | Path, model: nn.Module | None = None) -> Stored:
         raise StoreError(f"{directory}: it was saved from another model: {error}{_twice(model, plan)}") from None
     _fill_(unwrap(model), given)
     return Stored(model, plan, manifest.get("notes", {}), known)
+
+
+def _bottlenecks(content: bytes) -> Bottlenecks:
+    from rankfold.compress.slicing.bottlenecks import Bottlenecks  # as above
+
+    return Bottlenecks.from_bytes(content, BOTTLENECKS)
 
 
 def _twice(model: nn.Module, plan: Plan) -> str:

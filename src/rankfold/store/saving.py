@@ -15,14 +15,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from rankfold.compress.planning.plan import Plan
-from rankfold.compress.slicing.bottlenecks import Bottlenecks, belongs
 from rankfold.layers import InTraining
 from rankfold.run.disk.container import packed
 from rankfold.run.disk.pretrained import FolderError
@@ -30,6 +29,9 @@ from rankfold.sites import QUANTIZED, Form, is_pretrained, products, unwrap, why
 from rankfold.store import manifest
 from rankfold.store.manifest import BOTTLENECKS, FORMAT, PLAN, PRETRAINED, TENSORS, StoreError
 from rankfold.store.ours import ALIASES, check_files, check_ours
+
+if TYPE_CHECKING:
+    from rankfold.compress.slicing.bottlenecks import Bottlenecks
 
 
 def save(
@@ -92,6 +94,8 @@ def save(
     else:
         files[TENSORS] = packed(state, {"format": "pt", ALIASES: json.dumps(aliases)})
     if bottlenecks is not None:
+        from rankfold.compress.slicing.bottlenecks import belongs  # with much that whoever saves without needs not
+
         if not belongs(bottlenecks.mark, model):
             raise StoreError("the bottlenecks were measured on other weights: measure them again before saving")
         files[BOTTLENECKS] = bottlenecks.to_bytes()

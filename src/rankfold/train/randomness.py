@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from rankfold.batches import place_of
+
 
 @contextmanager
 def seeded(seed: int, device: torch.device, generators: Iterable[torch.Generator]) -> Iterator[None]:
@@ -36,5 +38,5 @@ def seeded(seed: int, device: torch.device, generators: Iterable[torch.Generator
 def same_draws(model: nn.Module, number: int) -> AbstractContextManager[None]:
     """Within the block a network draws for the batch of this number what another one drew: those that draw while they
     compute, as variational and masked autoencoders do, would differ from themselves."""
-    place = next(model.parameters(), torch.empty(0))
-    return seeded(number, place.device, ())
+    place = place_of(model.modules())
+    return seeded(number, torch.device("cpu") if place is None else place.device, ())

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import as_found
+from rankfold.batches import as_found, first_inputs
 from rankfold.compress.affordable import bytes_together, check_affordable
 from rankfold.compress.layerwise.in_parts import affordable
 from rankfold.compress.measured import Statistics
@@ -245,9 +245,9 @@ class Profile:
         return self.data
 
     def needed_example(self) -> Example:
-        from rankfold.compress.planning.profiling import example_of
-
-        return example_of(self.needed_model(), self.data) if self.example is None else self.example
+        if self.example is None:
+            return Example.of(first_inputs(self.needed_model(), self.data))
+        return self.example
 
     def save(self, path: str | Path) -> None:
         """Write the profile to one file; ``load`` reads it."""

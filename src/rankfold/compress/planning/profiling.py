@@ -11,14 +11,13 @@ from typing import Any
 from torch import nn
 
 from rankfold.batches import (
-    arguments,
     as_found,
     batches_of,
     check_rereadable,
     divisible,
+    first_inputs,
     forward,
     labels_of,
-    moved,
     size_of,
 )
 from rankfold.batches.written import unwritten
@@ -142,7 +141,7 @@ def profiled(
         )
     check_rereadable(data)
     with undrawn(data):
-        first = example_of(root, data) if example is None else Example.of(example)
+        first = Example.of(first_inputs(root, data)) if example is None else Example.of(example)
     params, size = storage(root)
     with as_found(root), undrawn(data):
         mark = fingerprint(root)
@@ -367,21 +366,3 @@ def meant(root: nn.Module, data: Any, asked: Objective | str | None) -> Inferred
             except (ObjectiveError, TypeError):  # labels that are something else
                 return Inferred(Teacher(), "the data tell none: outputs are compared with those of the original")
     return objective
-
-
-def example_of(root: nn.Module, data: Any) -> Example:
-    """One input of the model, from its data."""
-    if data is None:
-        raise ValueError("an input of the model is needed to count its cost: give example=, or data=")
-    for batch in batches_of(data, 2, 2):
-        return example_from(root, batch)
-    raise ValueError("the data is empty: give at least one batch")
-
-
-def example_from(root: nn.Module, batch: Any) -> Example:
-    """A batch as the model is called with it, on its device and in its precision."""
-    args, kwargs = arguments(batch, root)
-    place = next((p for p in root.parameters() if p.is_floating_point()), None)
-    if place is not None and not place.is_meta:
-        args, kwargs = moved(args, place.device, place.dtype), moved(kwargs, place.device, place.dtype)
-    return Example.of(kwargs if kwargs else args)

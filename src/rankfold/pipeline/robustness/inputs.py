@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
-from rankfold.batches import moved, samples_of, size_of
+from rankfold.batches import moved, place_of, samples_of, size_of
 from rankfold.pipeline.quality.halves import draws
 from rankfold.pipeline.robustness.attack import Space, movable
 from rankfold.train.feed import in_memory, ordered
@@ -22,13 +22,13 @@ _READ = 4096  # samples at once, to know their extremes
 
 def taken(model: nn.Module, part: Any, batch_size: int, samples: int | None) -> list[Any]:
     """The samples to attack, on the model's device and in its dtype."""
-    place = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
+    place = place_of(model.modules())
     found, left = list[Any](), samples
     for batch in ordered(part, batch_size):
         size = size_of(batch)
         if left is not None and size > left:
             batch, size = samples_of(batch, size, slice(left)), left
-        found.append(moved(batch, place.device, place.dtype))
+        found.append(batch if place is None else moved(batch, place.device, place.dtype))
         left = None if left is None else left - size
         if left == 0:
             break

@@ -9,15 +9,15 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from rankfold.batches import copied
+from rankfold.batches import copied, first_inputs
 from rankfold.compress.applying.apply import apply_
 from rankfold.compress.measured import SiteStatistics
 from rankfold.compress.methods.method import Decomposition
 from rankfold.compress.methods.truncate import Truncate, Truncated
 from rankfold.compress.methods.tucker import Tucker
 from rankfold.compress.planning.planner import plan
-from rankfold.compress.planning.profiling import example_of
 from rankfold.compress.ranks.budget import Ranks
+from rankfold.costs import Example
 from rankfold.objectives import Inferred
 from rankfold.pipeline.compression.outcome.delivery import model_notes
 from rankfold.sites import Form, Site
@@ -32,7 +32,7 @@ def save_factored(
     ``model``: folded, its layers exactly of these ``ranks``, so that truncation loses nothing; ``tucker``: kernels were
     trained in Tucker's form, all else as matrices.
     """
-    example = example_of(model, data.validation)
+    example = Example.of(first_inputs(model, data.validation))
     method = AsTrained() if tucker else Truncate()
     made = plan(model, Ranks(ranks), method, example=example)
     gain = {e.site: e.rank for e in made.changed if e.params < _numbers(model.get_submodule(e.site))}

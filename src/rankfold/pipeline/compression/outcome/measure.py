@@ -10,8 +10,7 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from rankfold.batches import arguments, batches_of, forward
-from rankfold.compress.planning.profiling import example_from
+from rankfold.batches import arguments, batches_of, forward, inputs_of
 from rankfold.costs import Cost, Example, evaluating, latencies, model_cost
 from rankfold.costs.decoding import generates, prompt_latencies
 from rankfold.linalg.brief import brief
@@ -136,7 +135,7 @@ def first_example(model: nn.Module, data: Any) -> Example:
                 raise ValueError(f"the model cannot take the data (one batch is {_shapes(batch)}): {reason}") from error
         break
     for batch in batches_of(data, 1, 1):
-        return example_from(model, batch)
+        return Example.of(inputs_of(model, batch))
     raise ValueError("the data is empty: give at least one batch")
 
 
