@@ -10,7 +10,9 @@ Ours: one shot (`rankfold.plan`) or, with `--method sequential`, the sweep; then
 (`rankfold.restore_`) of `--adapter` of the numbers, and by all the factors (`rankfold.tune_`). "kept" counts
 the matrices of the decoder alone; the head and the embedding stay. Perplexity: windows that do not overlap, the first
 token of each not predicted. Excess: log perplexity less that of the original. Seconds are of processor time.
-Everything that is finished is kept in `-o`: the same command goes on, and further seeds, sizes or steps use it.
+`--precision bfloat16`: of what is measured, planned and tuned, as that option of the commands; judged in single
+precision. Everything that is finished is kept in `-o`: the same command goes on, and further seeds, sizes or steps use
+it.
 
 The tokens are arrays of integers. `--windows` windows to calibrate and tune on are drawn from the first file with each
 seed; those to test on are the first ones of the other file (of `stories260k` the last ones of the same).
@@ -26,6 +28,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +42,7 @@ from rankfold.compress.measured import Statistics
 from rankfold.compress.statistics import calibrate
 from rankfold.run.cells import Kept, run_cells
 from rankfold.run.disk.files import write_atomically
+from rankfold.train.step.precision import Arithmetic, arithmetic
 
 BATCH = 4
 WHAT = {"project": "one shot", "sequential": "sweep"}
@@ -163,6 +167,7 @@ class Bench:
     windows: int
     directory: Path
     asked: dict[str, Any]
+    precision: Arithmetic = "float32"
 
     def __post_init__(self) -> None:
         self.cells = Kept(self.do, self.directory, self.asked)
@@ -185,6 +190,9 @@ class Bench:
         }  # fmt: skip
         return ways[type(cell)](cell, place)
 
+    def computing(self) -> AbstractContextManager[None]:
+        return arithmetic(self.precision, torch.device("cpu"))
+
     def drawn(self, seed: int, count: int) -> Tensor:
         return self.train[torch.randperm(len(self.train), generator=torch.Generator().manual_seed(seed))[:count]]
 
@@ -205,10 +213,11 @@ class Bench:
         return {"what": "whitening, uniform ranks", **found, "excess": found["log"] - self.of(Original())["log"]}
 
     def moments(self, cell: Measured, place: Path) -> dict[str, Any]:
-        known = calibrate(
-            self.model, self.calibration(cell.seed), rf.sites(self.model), samples=self.windows, batch_size=BATCH,
-            objective=rf.CausalLanguageModel(),
-        )  # fmt: skip
+        with self.computing():
+            known = calibrate(
+                self.model, self.calibration(cell.seed), rf.sites(self.model), samples=self.windows, batch_size=BATCH,
+                objective=rf.CausalLanguageModel(),
+            )  # fmt: skip
         write_atomically(place / "statistics", known.to_bytes(parts=True))
         return {"what": "moments"}
 
@@ -222,7 +231,8 @@ class Bench:
     def measured(self, cell: Profiled) -> rf.Profile:
         statistics = Statistics.load(self.place(Measured(cell.seed)) / "statistics")
         how = rf.Calibration(samples=self.windows, batch_size=BATCH, statistics=statistics)
-        self.fresh[cell] = rf.profile(self.model, self.calibration(cell.seed), method=cell.method, calibration=how)
+        with self.computing():
+            self.fresh[cell] = rf.profile(self.model, self.calibration(cell.seed), method=cell.method, calibration=how)
         return self.fresh[cell]
 
     def made(self, cell: Made, place: Path) -> dict[str, Any]:
@@ -234,8 +244,9 @@ class Bench:
             data = self.calibration(cell.seed)
             known = rf.Profile.load(file, self.model, data) if file.exists() else self.measured(asked)
         began = time.process_time()
-        plan = known.plan(f"params={(self.whole - self.inside + cell.kept * self.inside) / self.whole}")
-        small = rf.apply_(copy.deepcopy(self.model), plan, known)
+        with self.computing():
+            plan = known.plan(f"params={(self.whole - self.inside + cell.kept * self.inside) / self.whole}")
+            small = rf.apply_(copy.deepcopy(self.model), plan, known)
         spent += time.process_time() - began
         rf.save(small, plan, place / "small")
         return {
@@ -253,10 +264,11 @@ class Bench:
         drawn = self.drawn(cell.seed, max(self.windows, cell.tune_windows))
         data = [{"input_ids": ids} for ids in drawn.split(cell.step_windows)]
         began = time.process_time()
-        told, *_ = rf.tune_(
-            small, self.model, data, objective=rf.CausalLanguageModel(), steps=cell.steps, samples=None,
-            batch_size=cell.step_windows, learning_rate=cell.rate, by=cell.by,
-        )  # fmt: skip
+        with self.computing():
+            told, *_ = rf.tune_(
+                small, self.model, data, objective=rf.CausalLanguageModel(), steps=cell.steps, samples=None,
+                batch_size=cell.step_windows, learning_rate=cell.rate, by=cell.by,
+            )  # fmt: skip
         spent += time.process_time() - began
         rf.save(small, loaded.plan, place / "small")
         found = self.against(cell, judged(small, self.model, self.test))
@@ -320,6 +332,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--adapter", type=float, default=0.01, help="share of the numbers that the adapter may have")
     parser.add_argument("--adapter-rate", type=float, help="of the adapter; by default what restore_ takes")
     parser.add_argument("--by", choices=("whole", "blocks"), default="whole", help="what is tuned at once")
+    parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("-o", "--out", type=Path, required=True, help="directory of what is finished")
     return parser.parse_args()
 
@@ -342,7 +355,8 @@ def main() -> None:
         name: getattr(arguments, name) and str(getattr(arguments, name).name) for name in ("model", "calibrate", "test")
     }
     asked = {name: getattr(arguments, name) for name in ("length", "windows", "test_windows")} | files
-    bench = Bench(model, train, test, arguments.windows, arguments.out, asked)
+    asked |= {"precision": arguments.precision} if arguments.precision != "float32" else {}
+    bench = Bench(model, train, test, arguments.windows, arguments.out, asked, arguments.precision)
     for cell in cells(arguments):
         row = bench.of(cell)
         about = {name: row["case"][name] for name in ("seed", "kept") if name in row["case"]}

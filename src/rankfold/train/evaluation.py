@@ -43,7 +43,8 @@ def evaluate(
         role: names the data in errors.
         objective: what outputs and targets mean, as an object or by name; by default told from the first batch and all
             targets that are in memory.
-        teacher: the original, where outputs are to be compared with its own.
+        teacher: the original, where outputs are to be compared with its own. Objectives of targets leave it unused,
+            and data with targets are judged by one of these unless another is asked for: ``objective="teacher"``.
 
     Returns:
         An ``Evaluation``, whose first figure judges.
