@@ -1,13 +1,15 @@
-"""Work that takes gradients or makes weights, called within ``torch.inference_mode()``.
+"""Work that takes gradients or changes weights, called within ``torch.inference_mode()`` or ``torch.autocast``.
 
-No gradient is taken there, whatever is asked for, and every tensor made there can never be trained.
+In inference mode no gradient is taken, whatever is asked for, and every tensor made there can never be trained. Autocast
+keeps the copies of weights that it has rounded until its outermost context ends: whatever is learnt meanwhile, a network
+would go on computing with what it began with.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -21,17 +23,30 @@ R = TypeVar("R")
 
 
 def ordinarily(function: Callable[P, R]) -> Callable[P, R]:
-    """``function`` outside of inference mode wherever it is called; tensors among its data that were made there are
-    copied. ``ValueError`` for a network whose own parameters were."""
+    """``function`` outside of inference mode wherever it is called, and by weights as they are under autocast; tensors
+    among its data that were made in inference mode are copied. ``ValueError`` for a network whose own parameters were.
+    """
 
     @functools.wraps(function)
     def outside(*args: P.args, **kwargs: P.kwargs) -> R:
         _check((*args, *kwargs.values()))
-        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
+        with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext(), rounded_anew():
             given, named = _ordinary(dict(enumerate(args))), _ordinary(kwargs)
             return function(*given.values(), **named)
 
     return outside
+
+
+@contextmanager
+def rounded_anew() -> Iterator[None]:
+    """Within the block autocast rounds a weight whenever it is used, also where autocast began outside."""
+    before = torch.is_autocast_cache_enabled()
+    torch.clear_autocast_cache()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_autocast_cache_enabled(before)
 
 
 def _check(given: Sequence[Any]) -> None:

@@ -16,6 +16,7 @@ from rankfold.batches import forward, size_of, tensors_in
 from rankfold.costs import evaluating
 from rankfold.objectives import Evaluation, Figures, Objective
 from rankfold.observe.passes import fitting_layout, laid_out
+from rankfold.run.ordinary import rounded_anew
 from rankfold.run.processes.memory import settled
 from rankfold.run.processes.team import Team, joined
 from rankfold.run.progress import showing_epochs
@@ -110,6 +111,7 @@ def fit(
         joined(device, TrainingError) as team,
         checkpoint.claimed(directory, team),
         _left_as_found(model),
+        rounded_anew(),
         seeded(recipe.seed, device, data.generators()),
     ):
         with team.agreed():
