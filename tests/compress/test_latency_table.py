@@ -306,6 +306,9 @@ def test_budgets_are_written_as_they_are_read(text, budget):
 def test_phases_that_there_are_not(llama):
     with pytest.raises(ValueError, match="after @ give a batch size, prefill, decode"):
         parse_budget("latency=0.5@encode")
+    for place in ("decode:", "decode:x", "prefill:-1", "²", ""):
+        with pytest.raises(ValueError, match=f"decode:4 for four sequences; got '{place}'$"):
+            parse_budget(f"latency=0.5@{place}")
     with pytest.raises(ValueError, match="forward, prefill or decode"):
         Latency(0.5, 1, "encode")
     for model, example in (

@@ -141,6 +141,21 @@ def test_where_nothing_is_in_the_way_the_smallest_ranks_are():
     assert "Linear (0, …)" in with_energy
 
 
+@pytest.mark.parametrize("kind", ["params", "bytes", "flops"])
+def test_given_ranks_are_in_the_way_and_so_are_layers_without_one(kind):
+    torch.manual_seed(0)
+    model, data = layers(24, 24, 24, 24), torch.randn(64, 24)
+    said = refused(model, [rf.Ranks({"0": 3}), f"{kind}=0.4"], data, method="truncate")
+    assert "66.7 % of the " in said
+    assert " are in 2 × Linear (1, …): kept, as no rank was given; " in said
+    assert re.search(r"; (9\.33|8\.33) % of the \w+ are in a Linear \(0\): its rank was given; ", said)
+    assert "outside" not in said
+    assert "smaller rank" not in said
+    (advice,) = re.findall(rf"{kind}=0\.\d+", said)
+    reached = rf.plan(model, [rf.Ranks({"0": 3}), advice], "truncate", data)
+    assert getattr(reached.after, kind) <= float(advice.split("=")[1]) * getattr(reached.before, kind)
+
+
 @pytest.mark.parametrize("method", ["project", "truncate", "tucker", "sequential"])
 @pytest.mark.parametrize("budget", ["params=0.01", "flops=0.005", "bytes=0.01", ["params=0.01", "flops=0.9"]])
 def test_it_is_refused_before_anything_is_measured_with_advice_that_holds(method, budget, monkeypatch):

@@ -175,6 +175,40 @@ def test_factors_are_those_of_a_sweep_that_runs_the_whole_network(kind, monkeypa
                 torch.testing.assert_close(a @ a.mT, b @ b.mT, atol=1e-6, rtol=1e-6)
 
 
+class Added(nn.Module):
+    """Branches of the inputs alone, whose sum goes through a ReLU: the border lies behind the first that is called."""
+
+    def __init__(self, order: str) -> None:
+        super().__init__()
+        self.order = order
+        self.a, self.b, self.c = nn.Linear(16, 32), nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 32)), nn.Linear(16, 32)
+        self.out = nn.Linear(32, 8)
+
+    def forward(self, x):
+        parts = dict(zip("abc", x.chunk(3, -1), strict=True))
+        total = 0
+        for name in self.order:
+            total = getattr(self, name)(parts[name]) + total
+        return self.out(torch.relu(total))
+
+
+@pytest.mark.parametrize("order", ["abc", "cba", "ba"])
+def test_behind_a_border_a_sum_is_followed_to_the_activation_behind_it(order, monkeypatch):
+    torch.manual_seed(0)
+    model, made = Added(order).double(), []
+    x = torch.randn(256, 48, dtype=torch.float64)
+    last = {"a": "a", "b": "b.1", "c": "c"}
+    ranks = rf.Ranks({last[name]: 5 for name in order})
+    for chain in (None, whole):
+        if chain is not None:
+            monkeypatch.setattr(layers, "find_chain", chain)
+        made.append(rf.plan(model, ranks, rf.ActivationAware(rounds=1), x, calibration=rf.Calibration(batch_size=32)))
+    for name in ranks.ranks:
+        assert "loss behind relu -" in made[0][name].certificate
+        for one, other in zip(*(plan.factors[name].factors.parts for plan in made), strict=True):
+            torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+
+
 class Counted(TorchDispatchMode):
     def __init__(self):
         super().__init__()

@@ -274,6 +274,23 @@ def test_hard_inputs_still_descend(kind, dtype):
     assert min(fit.losses) <= 1.01 * min(exact.losses) + 1e-3 * exact.losses[0]
 
 
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_a_bias_that_is_not_free_stays_as_it_is(name):
+    x, target, _ = layer(18)
+    for start in (None, (draw(15, 4, seed=1), draw(4, 12, seed=2), draw(15, seed=3))):
+        fit = activation_aware(x, target, 4, activation=name, start=start, free=False, iterations=20)
+        assert torch.equal(fit.bias, torch.zeros(15).double() if start is None else start[2])
+        assert fit.losses[-1] < 0.999 * fit.losses[0] or (name, start) == ("identity", None)
+        assert fit.activation_losses[fit.best] == pytest.approx(behind(outputs(fit, x), target, name))
+
+
+def test_without_a_free_bias_the_identity_is_the_projection_about_zero():
+    x, target, _ = layer(19)
+    fit = activation_aware(x, target, 4, activation="identity", free=False)
+    left, right = project(torch.linalg.lstsq(x, target).solution.mT, inputs=x.mT @ x).factors(4)
+    torch.testing.assert_close(fit.left @ fit.right, left @ right)
+
+
 def test_few_rows_and_an_anchor_leave_the_rest_to_the_anchor():
     x, target, weight = layer(17, rows=5)
     gram = (x - x.mean(0)).mT @ (x - x.mean(0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from networks import NETWORKS, network
@@ -150,3 +152,24 @@ def test_modules_are_called_as_ever_afterwards():
     with pytest.raises(AnotherWay):
         replayed(Depends().eval(), torch.randn(4, 6), torch.randn(2, 6))
     assert nn.Module.__call__ is before
+
+
+class Waiting(nullcontext):
+    """Looks at a pass, and never sees enough."""
+
+    def waits(self, args, kwargs):
+        return True
+
+
+def test_for_what_looks_a_pass_goes_on_by_a_few_calls_alone():
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(3, 3), nn.Tanh()) for _ in range(8))).eval()
+    names = frozenset(f"{number}.0" for number in range(8))
+    x, chain, calls = torch.randn(2, 3), find_chain(model, torch.randn(2, 3), names), []
+    for number, layer in enumerate(model):
+        layer.register_forward_hook(lambda module, given, output, number=number: calls.append(number))
+    replay, (first, *_) = Replay(chain, model, names), chain.spans
+    state, _ = replay.run(first, 0, x, {})
+    assert calls == [0]
+    again, _ = replay.run(first, 0, x, {}, Waiting())
+    assert calls[1:] == [0, 1, 2, 3, 4]
+    assert [torch.equal(state[key], again[key]) for key in state] == [True]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,14 @@ from rankfold.observe.tape import AnotherWay, Taping, rebuilt
 from rankfold.observe.watch import Enough
 
 State = dict[int, Any]  # what calls have given, by their numbers
+_BEYOND = 4  # calls behind the end of a span that are made for what looks at it, at most
+
+
+class Looks(AbstractContextManager[Any], Protocol):
+    """What looks at a pass."""
+
+    def waits(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether it is to be seen yet what takes something, which is not a call that is given these."""
 
 
 @dataclass
@@ -56,23 +64,24 @@ class Replay:
         index: int,
         batch: Any,
         state: State,
-        looking: AbstractContextManager[Any] | None = None,
+        looking: Looks | None = None,
         graph: bool = False,
         taping: Taping | None = None,
     ) -> tuple[State, Any]:
         """What is kept at the end of ``span`` for the batch of number ``index``, given ``state`` at its start; and what
         the network gives, where that is its end (None elsewhere). ``looking``: entered for the pass itself; what raises
-        ``Enough`` ends the pass. ``graph``: what is kept and given can be differentiated by ``state``. ``taping``: the
-        pass goes on from where an earlier one was cut, or is to be cut."""
-        looking = looking or nullcontext()
+        ``Enough`` ends the pass, and while it waits a few calls are made behind the end of ``span``, too: where two
+        branches are added, one may end there. ``graph``: what is kept and given can be differentiated by ``state``.
+        ``taping``: the pass goes on from where an earlier one was cut, or is to be cut."""
+        within = looking or nullcontext()
         with torch.set_grad_enabled(graph):
             if span.start is None and span.end is None and taping is None:
-                with suppress(Enough), looking:
+                with suppress(Enough), within:
                     return {}, forward(self.network, batch)
                 return {}, None
-            step = _Pass(self, span.start, span.end, state, self.shapes.setdefault(index, {}), graph, taping)
+            step = _Pass(self, span.start, span.end, state, self.shapes.setdefault(index, {}), graph, taping, looking)
             output = None
-            with intercepted(self.names, step.call), suppress(Enough), looking, taping or nullcontext():
+            with intercepted(self.names, step.call), suppress(Enough), within, taping or nullcontext():
                 output = forward(self.network, batch, step.begin)
             return step.kept, output if span.end is None else None
 
@@ -86,8 +95,10 @@ class _Pass:
     shapes: State
     graph: bool = False
     taping: Taping | None = None
+    looking: Looks | None = None
     kept: State = field(default_factory=dict)
     number: int = 0
+    beyond: list[int] = field(default_factory=list)  # of the calls made behind the end: where each of them stops
 
     def __post_init__(self) -> None:
         self.calls = self.replay.chain.calls
@@ -106,7 +117,7 @@ class _Pass:
         self, module: nn.Module, name: str, go_on: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         number = self.number
-        if self.end is not None and number >= self.calls[self.end.call].stop and self.end.call in self.kept:
+        if self._ended(number) and not self._goes_on(number, args, kwargs):
             raise Enough
         if number >= len(self.calls) or self.calls[number].name != name:
             known = self.calls[number].name if number < len(self.calls) else "the end"
@@ -127,6 +138,20 @@ class _Pass:
             if number in self.replay.skipped and number not in self.shapes:
                 self.shapes[number] = rebuilt(output, lambda x: x.detach().new_zeros(()).expand(x.shape))
         return output
+
+    def _ended(self, number: int) -> bool:
+        return self.end is not None and number >= self.calls[self.end.call].stop and self.end.call in self.kept
+
+    def _goes_on(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call behind the end is made all the same, for what looks."""
+        if self.beyond and number < self.beyond[-1]:  # inside of one that is
+            return True
+        if self.looking is None or number >= len(self.calls) or len(self.beyond) == _BEYOND:
+            return False
+        if not self.looking.waits(args, kwargs):
+            return False
+        self.beyond.append(self.calls[number].stop)
+        return True
 
     def _left_out(self, number: int) -> Any:
         """What a call gives that lies before the start."""

@@ -250,7 +250,7 @@ class _Fit:
             try:
                 if site.name in pairs:
                     known = replace(pairs.pop(site.name), free=free, tokens=task.tokens)
-                    solved[site.name] = task.method.solve(
+                    made = task.method.solve(
                         site, entry.form.decomposed, entry.rank, weight, bias, known, task.metrics.get(site.name)
                     )
                 else:
@@ -259,7 +259,8 @@ class _Fit:
                         if fits
                         else ("its moments take more than the bound of memory")
                     )
-                    solved[site.name] = alone(task, site, entry, why, self.sweep.aside_of(site.name))
+                    made = alone(task, site, entry, why, self.sweep.aside_of(site.name))
+                solved[site.name] = made.held(free)
             except (NotConvergedError, ValueError) as error:
                 raise ValueError(
                     f"{site.title}: {error}: leave the layer out with where= (--exclude), or use "

@@ -123,15 +123,21 @@ class Paired:
     followed: Followed | None  # of the original; None: nothing is known behind the layer
     pre: Tensor | None = None  # (…, N, m) pre-activation of the original
     offset: Tensor | None = None
-    counts: Tensor | None = None  # (N,) which rows are no padding; None: all
+
+    def of(self, rows: Tensor) -> Paired:
+        """Those ``rows`` (N,) alone."""
+        pre, offset = (None if part is None else part[rows] for part in (self.pre, self.offset))
+        return Paired(self.inputs[rows], self.targets[rows], self.followed, pre, offset)
 
 
 def paired(site: Site, module: nn.Module, there: There, here: Seen, batch: Any) -> Paired | None:
-    """The rows of one batch; ``module``: the layer in the compressed network, where it is still the original's."""
+    """The rows of one batch that are no padding; ``module``: the layer in the compressed network, where it is still the
+    original's."""
     if not there.outputs or len(there.outputs) != len(here.inputs):
         return None
     found = _paired(site, module, there, here)
-    return None if found is None else replace(found, counts=counted(found.inputs, here, batch))
+    counts = None if found is None else counted(found.inputs, here, batch)
+    return found if found is None or counts is None else found.of(counts)
 
 
 def _paired(site: Site, module: nn.Module, there: There, here: Seen) -> Paired | None:
@@ -192,9 +198,8 @@ class Collected:
         for bundle in self.bundles:
             if all(site.name in found for site in bundle):
                 rows = [found[site.name] for site in bundle]
-                x, counts = rows[0].inputs, rows[0].counts
                 t = rows[0].targets if len(rows) == 1 else torch.cat([each.targets for each in rows], -1)
-                self._add(bundle, *((x, t) if counts is None else (x[counts], t[counts])), parts)
+                self._add(bundle, rows[0].inputs, t, parts)
                 for site, each in zip(bundle, rows, strict=True):
                     self._tell(site, each, 0 if JUDGING in parts else size)
 
@@ -215,9 +220,10 @@ class Collected:
             about.scale = found.followed.scale
         share = -(-self.rows * size // self.samples) if self.rows else 0
         x = found.inputs
-        if share and x.dim() == 2 and found.pre is not None and found.offset is not None:
+        number = min(share, len(x))
+        if number and x.dim() == 2 and found.pre is not None and found.offset is not None:
             about.rows = about.rows or Rows()
-            picked = torch.arange(min(share, len(x)), device=x.device) * len(x) // min(share, len(x))
+            picked = torch.arange(number, device=x.device) * len(x) // number
             for kept, rows in (
                 (about.rows.inputs, x), (about.rows.targets, found.pre), (about.rows.offsets, found.offset),
             ):  # fmt: skip

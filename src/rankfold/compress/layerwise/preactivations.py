@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from rankfold.batches import tensors_in
 from rankfold.observe import Enough
 
 _ADDITIONS: set[Callable] = {
@@ -72,7 +73,16 @@ class Following(TorchFunctionMode):
 
     def _settled(self) -> bool:
         """Whether nothing more is to be seen."""
-        return self.count == self.calls and not any(known() is not None for known, _ in self._tracked.values())
+        return self.count == self.calls and not self._open()
+
+    def _open(self) -> bool:
+        return any(known() is not None for known, _ in self._tracked.values())
+
+    def waits(self, args: tuple, kwargs: dict) -> bool:
+        """Whether an output is there that nothing has taken yet, nor will a call that is given these."""
+        with torch._C.DisableTorchFunction():
+            given = any(self._scales(each) for each in tensors_in((args, kwargs)))
+        return not given and self._open()
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}

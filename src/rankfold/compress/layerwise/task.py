@@ -48,18 +48,18 @@ def alone(task: Task, site: Site, entry: Entry, why: str, moments: Moments | Non
     """Fitted to the original alone, from moments of its smaller side; without data where it was never called.
     ``moments``: those, where they were gathered on the way; else a pass over the samples gathers them."""
     seen, original = task.seen, task.original
+    free = entry.bias or task.absorbers.get(site.name) is not None
     statistics = None
     if seen.memory is None or moments_bytes(site) <= seen.memory:
         if moments is not None:
-            free = entry.bias or task.absorbers.get(site.name) is not None
-            statistics = SiteStatistics(moments, task.absorbers.get(site.name), free=free)
+            statistics = SiteStatistics(moments, task.absorbers.get(site.name))
         elif getattr(original, PAGES, None) is None:
             statistics = calibrate(
                 original, seen.data, SiteList((site,)), samples=seen.samples, batch_size=seen.batch_size,
                 metric_samples=0,
             ).sites.get(site.name)  # fmt: skip
         if statistics is not None:
-            statistics = replace(statistics, metric=task.metrics.get(site.name), tokens=task.tokens)
+            statistics = replace(statistics, metric=task.metrics.get(site.name), free=free, tokens=task.tokens)
     note = f"fitted to the original's own inputs: {why}"
     if statistics is None:
         note = f"truncated without data: {why if seen.memory is not None else 'never called on the calibration data'}"

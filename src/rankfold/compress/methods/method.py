@@ -111,6 +111,12 @@ class Solution:
     def with_note(self, note: str) -> Solution:
         return replace(self, note="; ".join(filter(None, (self.note, note))))
 
+    def held(self, free: bool) -> Solution:
+        """The same; ``ValueError`` for a shift where no bias of the new layer is ``free``: nothing would hold it."""
+        if self.factors.shift is not None and not free:
+            raise ValueError("the method fitted a bias, and this layer is to have none of its own")
+        return self
+
 
 class LayerwiseMethod(Method, Protocol):
     """A method that fits each layer to the original's output, given what the compressed network feeds it.

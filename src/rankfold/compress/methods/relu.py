@@ -82,14 +82,19 @@ class ActivationAware(Project):
             return _convex(full, rank, known, found, bias, start, self.sigma)
         task = _Task(full, form, rank, known, *found, _weights(known, found[1], full.diagonal()))
         descend = task.factored if form is Form.FACTORED else task.imputed
-        parts, free, before, after, steps = descend(start, bias, self.iterations, self.damping)
+        parts, own, before, after, steps = descend(start, bias, self.iterations, self.damping)
         matrix = multiplied(site, form, weight, parts)
         gain = 1 - after / before if before > 0 else 0.0
         certificate = _told(known.activation, gain, steps)
-        shift = None
-        if full.statistics.free:
-            shift = free if bias is None else free - bias.double()
-        return replace(start, factors=Factors(parts, shift), error=full.error(matrix, free), certificate=certificate)
+        factors = Factors(parts, _shift(full, own, bias))
+        return replace(start, factors=factors, error=full.error(matrix, own), certificate=certificate)
+
+
+def _shift(full: Refit, own: Tensor, bias: Tensor | None) -> Tensor | None:
+    """What the new layer's ``own`` bias is above that of the layer; None where it has to be that."""
+    if not full.statistics.free:
+        return None
+    return own if bias is None else own - bias.double()
 
 
 _BEHIND = "loss behind"
@@ -110,7 +115,7 @@ def gain_told(certificate: str) -> float | None:
     return -float(found[1]) / 100 if found else 0.0
 
 
-Descent = tuple[tuple[Tensor, ...], Tensor, float, float, int]  # parts, free bias, losses before and after, steps
+Descent = tuple[tuple[Tensor, ...], Tensor, float, float, int]  # parts, bias, losses before and after, steps
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ class _Task:
         fit = activation_aware(
             self.inputs, self.targets, self.rank, offset=self.offsets, weights=self.weights,
             activation=self.known.activation, slope=self.known.slope or 0.01,
-            start=(scale.unsqueeze(1) * left, right, scale * self._free(start, bias)),
+            start=(scale.unsqueeze(1) * left, right, scale * self._own(start, bias)), free=self.full.statistics.free,
             anchor=scale.unsqueeze(1) * anchor, ridge=ridge * len(self.inputs), iterations=iterations,
         )  # fmt: skip
         parts = balanced(fit.right, fit.left / scale.unsqueeze(1))
@@ -148,29 +153,29 @@ class _Task:
             activation_loss(self.targets, self.known.activation, self.known.slope or 0.01),
         )
         x = self.inputs.double() - self.full.moments.inputs.mean
-        parts, free = start.factors.parts, self._free(start, bias)
-        kept: tuple[tuple[Tensor, ...], Tensor] = parts, free
+        parts, own = start.factors.parts, self._own(start, bias)
+        kept: tuple[tuple[Tensor, ...], Tensor] = parts, own
         losses: list[float] = []
         for _ in range(iterations + 1):
             matrix = multiplied(site, self.form, weight, parts)
-            level = free + matrix @ self.full.moments.inputs.mean
+            level = own + matrix @ self.full.moments.inputs.mean
             u = (x @ matrix.mT + level) * scale + self.offsets
             entries, step = loss(u.to(self.targets))
             losses.append(float((entries.double().mean(0) * self.weights).sum()))
             if losses[-1] > min(losses):
                 break
-            kept = parts, free
+            kept = parts, own
             wanted = (u + step - self.offsets) / scale
-            mean = wanted.mean(0)
+            mean = wanted.mean(0) if self.full.statistics.free else own
             change = self.full.retargeted(x.mT @ (wanted - mean) / len(x))
             parts = change.decomposition(self.form, damping).factors(self.rank).parts
-            free = mean - multiplied(site, self.form, weight, parts) @ self.full.moments.inputs.mean
+            own = mean - multiplied(site, self.form, weight, parts) @ self.full.moments.inputs.mean
         best = min(range(len(losses)), key=losses.__getitem__)
         return *kept, losses[0], losses[best], best
 
-    def _free(self, start: Solution, bias: Tensor | None) -> Tensor:
+    def _own(self, start: Solution, bias: Tensor | None) -> Tensor:
         shift = start.factors.shift
-        if shift is None:  # no bias is free
+        if shift is None:  # no bias is fitted
             shift = torch.zeros_like(self.full.moments.target_mean).flatten()
         return shift if bias is None else shift + bias.double()
 
@@ -185,30 +190,29 @@ def _convex(
     sigma: float,
 ) -> Solution:
     """Theorem 4.9 as printed: no output is larger than the largest that is to be imitated, and the program knows no
-    offset, so that a bias is fitted with the weight: rows [x 1]."""
+    offset, so that a bias is fitted with the weight, where it is free: rows [x 1]."""
     every = max(1, len(found[0]) // _CONVEX_ROWS)
     x, target, offset = (part[::every].double() for part in found)
     scale = scale_of(known, target.shape[1])
-    spread = (offset - offset.mean(0)).square().mean().sqrt()
+    level = offset.mean(0) if full.statistics.free else torch.zeros_like(offset[0])
+    spread = (offset - level).square().mean().sqrt()
     size = target.square().mean().sqrt()
     if float(spread) > 1e-3 * float(size):
         return start.with_note("another branch is added behind this layer, which the convex program does not know")
     centred = x - full.moments.inputs.mean
-    ones = centred.square().mean().sqrt() * torch.ones(len(x), 1, dtype=x.dtype)
+    ones = centred.square().mean().sqrt() * torch.ones(len(x), int(full.statistics.free), dtype=x.dtype)
     rows = torch.cat([centred, ones], 1)
     linear = project((torch.linalg.lstsq(rows, target).solution).mT, inputs=rows.mT @ rows)
     radius = nuclear_radius(linear.singular_values, min(rank, len(linear.singular_values)))
     bound = float(target.abs().max())
     fit = nuclear_max_norm(rows, target.clamp_min(0), radius=radius, bound=bound, sigma=sigma * float(size))
-    weight = fit.weight[:, :-1] / scale.unsqueeze(1)
+    weight, constant = fit.weight[:, : x.shape[1]] / scale.unsqueeze(1), fit.weight[:, x.shape[1] :]
     left, right = project(weight, inputs=full.statistics.covariance).factors(rank)
     matrix = left @ right
-    free = (fit.weight[:, -1] * ones[0] - offset.mean(0)) / scale - matrix @ full.moments.inputs.mean
-    shift = free if bias is None else free - bias.double()
+    own = (constant @ ones[0] - level) / scale - matrix @ full.moments.inputs.mean
     said = f"{fit.message}; rank {fit.rank} cut to {rank}" if fit.rank > rank else fit.message
-    return replace(
-        start, factors=Factors(balanced(right, left), shift), error=full.error(matrix, free), certificate=said
-    )
+    factors = Factors(balanced(right, left), _shift(full, own, bias))
+    return replace(start, factors=factors, error=full.error(matrix, own), certificate=said)
 
 
 def _weights(known: Pairs, targets: Tensor, counts: Tensor | None) -> Tensor:

@@ -28,7 +28,6 @@ from rankfold.compress.ranks.budget import (
     Budget,
     Bytes,
     Flops,
-    KeepEnergy,
     Latency,
     Multiples,
     OfSites,
@@ -306,11 +305,10 @@ class _Asked:
         """What stands in the way of the budget of ``axis``, which the cheapest choice exceeds by ``lacking``."""
         budget, known = resources(self.budgets)[axis], self.known
         choices = {name: group for name, group in choices.items() if not isinstance(known.sites[name], Joint)}
-        beside = " and ".join(b.describe() for b in self.budgets if isinstance(b, KeepEnergy | Multiples))
         if not self._of_sites:
-            return obstacle(known, choices, axis, budget, self._whole(budget), lacking, beside=beside)
+            return obstacle(known, choices, axis, budget, self._whole(budget), lacking, asked=self.budgets)
         theirs = {site.name: choices[site.name] for site in self._factorable}
-        return obstacle(known, theirs, axis, budget, amount(budget, self.factorable), lacking, True, beside)
+        return obstacle(known, theirs, axis, budget, amount(budget, self.factorable), lacking, True, self.budgets)
 
     def write(self, choices: Choices, picked: Mapping[str, Option], notes: Sequence[str] = ()) -> Plan:
         known = self.known

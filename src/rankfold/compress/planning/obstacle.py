@@ -10,10 +10,10 @@ from math import ceil
 from torch import nn
 
 from rankfold.compress.planning.profile import Profile
-from rankfold.compress.ranks.budget import Bytes, Params, Resource
+from rankfold.compress.ranks.budget import Budget, Bytes, KeepEnergy, Multiples, Params, Ranks, Resource
 from rankfold.compress.ranks.options import Option
 from rankfold.costs import CALLED
-from rankfold.sites import NOT_SELECTED, Form, packed, stored
+from rankfold.sites import NOT_SELECTED, Form, Site, packed, stored
 
 _NAMED = 0.05  # of the whole network: smaller parts are not worth a word
 _SHOWN = 2  # parts that are named at most
@@ -37,18 +37,18 @@ def obstacle(
     whole: float,
     lacking: float,
     of_sites: bool = False,
-    beside: str = "",
+    asked: Sequence[Budget] = (),
 ) -> str:
     """Why ``budget`` cannot be met, and what can be, in words, both in the fractions that were asked for.
 
     ``choices``: the options of every site, whose costs at ``axis`` the budget bounds. ``whole``: what the whole network
     costs there, or, where the budget is ``of_sites``, the layers in ``choices``, which are those that it is of.
-    ``lacking``: by how much the cheapest choice is above the limit. ``beside``: what else was asked of every rank.
+    ``lacking``: by how much the cheapest choice is above the limit. ``asked``: all budgets, this one among them.
     """
     unit, parts = _UNITS.get(budget.kind, budget.kind), defaultdict[tuple[str, str], _Part](_Part)
-    outside = () if of_sites else _outside(known, choices, axis, budget, whole)
+    outside = () if of_sites else _outside(known, choices, budget, whole)
     once = isinstance(budget, Params | Bytes)
-    for name, kind, why, cost in (*_kept(known, choices, axis, beside, once), *outside):
+    for name, kind, why, cost in (*_kept(known, choices, axis, asked, once), *outside):
         part = parts[kind, why]
         part.cost += cost
         part.names += [name] if name else []
@@ -70,12 +70,12 @@ def obstacle(
 
 
 def _smaller(group: Sequence[Option], axis: int) -> bool:
-    """Whether some option costs less than the first, the layer as it is."""
+    """Whether some option costs less than the first: the layer as it is or, where its rank was given, the only one."""
     return any(option.costs[axis] < group[0].costs[axis] for option in group)
 
 
 def _kept(
-    known: Profile, choices: Mapping[str, Sequence[Option]], axis: int, beside: str, once: bool
+    known: Profile, choices: Mapping[str, Sequence[Option]], axis: int, asked: Sequence[Budget], once: bool
 ) -> Iterator[tuple[str, str, str, float]]:
     """(name, kind, why, cost) of the sites that no option makes cheaper; ``once``: of those that are tied the first."""
     told = set[str]()  # layers whose weight is that of one before
@@ -84,21 +84,35 @@ def _kept(
         if not group or _smaller(group, axis) or (once and site.name in told):
             continue
         told |= {name.rpartition(".")[0] for name in site.tied_to}
-        why = site.note or known.unsolved.get(site.name, "")
-        if not why and site.forms == {Form.KEEP}:
-            why = "never factored"
-        elif not why and not known.candidates.get(site.name):
-            why = f"method {known.method.name!r} cannot factor it"
-        elif not why and len(group) == 1:
-            why = f"{beside or 'the other budgets'} allow no smaller rank: ask for less of that"
-        yield site.name, site.kind, why or "no rank that is allowed makes it smaller", group[0].costs[axis]
+        yield site.name, site.kind, _reason(known, site, group, asked), group[0].costs[axis]
+
+
+def _reason(known: Profile, site: Site, group: Sequence[Option], asked: Sequence[Budget]) -> str:
+    """Why no option of a site is smaller."""
+    ranks = next((each.ranks for each in asked if isinstance(each, Ranks)), None)
+    if ranks is not None and site.name in ranks:
+        return "its rank was given"
+    why = site.note or known.unsolved.get(site.name, "")
+    if why:
+        return why
+    if site.forms == {Form.KEEP}:
+        return "never factored"
+    if not known.candidates.get(site.name):
+        return f"method {known.method.name!r} cannot factor it"
+    if ranks is not None:
+        return "kept, as no rank was given"
+    if len(group) == 1:
+        beside = " and ".join(each.describe() for each in asked if isinstance(each, KeepEnergy | Multiples))
+        return f"{beside or 'the other budgets'} allow no smaller rank: ask for less of that"
+    return "no rank that is allowed makes it smaller"
 
 
 def _outside(
-    known: Profile, choices: Mapping[str, Sequence[Option]], axis: int, budget: Resource, whole: float
+    known: Profile, choices: Mapping[str, Sequence[Option]], budget: Resource, whole: float
 ) -> Iterator[tuple[str, str, str, float]]:
     """The same of what is no site: by parameter where parameters are counted, else in one sum."""
-    rest = whole - sum(group[0].costs[axis] for group in choices.values())
+    # not the first option of each: where its rank was given that is a smaller one than the layer as it is
+    rest = whole - sum(known.counter.kept((budget,), known.sites[name])[0] for name in choices)
     if isinstance(budget, Params | Bytes) and known.model is not None:
         parameters, reasons = dict(known.model.named_parameters(remove_duplicate=False)), dict[str, str]()
         seen = {id(parameters.get(name)) for site in known.sites for name in site.tied_to}

@@ -87,11 +87,13 @@ def budget_from(values: Any) -> Budget:
 def _latency(keep: float, place: str) -> Latency:
     """``64``, ``prefill``, ``decode``, or ``decode:4`` of four sequences."""
     phase, colon, batch = place.partition(":")
-    if phase in ("prefill", "decode"):
-        return Latency(keep, int(batch) if colon else 1, "prefill" if phase == "prefill" else "decode")
-    if not place.isdigit():
+    phased = phase in ("prefill", "decode")
+    batch = (batch if colon else "1") if phased else place
+    if not batch.isdecimal():
         raise ValueError(f"after @ give a batch size, prefill, decode, or decode:4 for four sequences; got {place!r}")
-    return Latency(keep, int(place))
+    if not phased:
+        return Latency(keep, int(batch))
+    return Latency(keep, int(batch), "prefill" if phase == "prefill" else "decode")
 
 
 def parse_budget(text: str) -> Budget:

@@ -66,12 +66,13 @@ def activation_aware(
     slope: float = 0.01,
     sigma: float | None = None,
     start: tuple[Tensor, Tensor, Tensor] | None = None,
+    free: bool = True,
     anchor: Tensor | None = None,
     ridge: float = 0.0,
     iterations: int = 50,
     tolerance: float = 1e-4,
 ) -> ActivationAwareFit:
-    """The rank-`rank` weight and free bias whose activations are nearest to those of `target`, by descent.
+    """The rank-`rank` weight and bias whose activations are nearest to those of `target`, by descent.
 
     `x` (N, n): inputs of the layer; `target` (N, m): pre-activations to imitate, those of the original network;
     `offset` (N, m): a given part of the pre-activation, such as the other branch of a residual block, 0 if None.
@@ -79,9 +80,9 @@ def activation_aware(
     `sigma`: None minimises the loss behind the activation; for ReLU also a number ≥ 0, for the convex loss above it,
     −2σ² log Φ(−u/σ) where the target is not positive and (t − u)² where it is (theorem 4.9), which for 0 is max(u,
     0)². `start` (left, right, bias): where the descent begins, of any rank up to `rank`; least squares on the
-    pre-activations if None. ridge ‖Z − anchor‖² (`anchor` (m, n), 0 if None), weighted by output like the rest, is
-    added to what is minimised. It ends when an iteration gains less than `tolerance` of the loss, or after
-    `iterations`.
+    pre-activations if None. `free`: the bias is fitted too; else it stays that of `start`, 0 without one. ridge ‖Z −
+    anchor‖² (`anchor` (m, n), 0 if None), weighted by output like the rest, is added to what is minimised. It ends when
+    an iteration gains less than `tolerance` of the loss, or after `iterations`.
 
     Rows of float32 stay so in products with N rows; sums, factorisations and results are float64. Deterministic.
     Cost: one eigendecomposition of n × n; each iteration O(N n m), O(n² m) and an eigenproblem of min(m, n).
@@ -93,7 +94,7 @@ def activation_aware(
         raise ValueError(f"iterations and tolerance must be at least 0, got {iterations} and {tolerance}")
     check_activation(activation)
     x, target, offset, weights, anchor = _fitting(x, target, rank, offset, weights, anchor)
-    problem = _problem(x, rank, offset, weights, anchor, ridge)
+    problem = _problem(x, rank, offset, weights, anchor, ridge, free)
     point = problem.least_squares(target) if start is None else problem.checked(start)
     behind = activation_loss(target, activation, slope)
     return _descend(
@@ -154,8 +155,9 @@ class _Problem:
     weights: Tensor
     anchor: Tensor
     ridge: float
+    free: bool  # whether the bias is fitted; else moments are about zero, and so is `mean`
     mean: Tensor
-    gram: Tensor  # centred, with the ridge
+    gram: Tensor  # with the ridge
     inverse: GramInverse
 
     def outputs(self, point: Point) -> Tensor:
@@ -171,19 +173,21 @@ class _Problem:
 
     def direction(self, point: Point, step: Tensor) -> Tensor:
         """What is to be added to the weight (m, n) for the outputs to move by `step` (N, m), in least squares."""
-        level = step.mean(0, dtype=torch.float64)
-        pull = (self.x.mT @ (step - level.to(step.dtype))).double()
+        pull = (self.x.mT @ (step - self.level(step).to(step.dtype))).double()
         if self.ridge > 0:
             pull = pull + self.ridge * (self.anchor - point[0] @ point[1]).mT
         return (self.inverse @ pull).mT
 
     def move(self, point: Point, direction: Tensor, step: Tensor, curvature: float) -> Point:
-        """The minimum of the parabolas over all weights of the rank and all biases."""
+        """The minimum of the parabolas over all weights of the rank and, where the bias is free, all biases."""
         before = point[0] @ point[1]
         projection = project(before + direction / curvature, inputs=self.gram, metric=self.weights)
         left, right = projection.factors(self.rank)
-        level = step.mean(0, dtype=torch.float64) / curvature
-        return left, right, point[2] + level - (left @ right - before) @ self.mean
+        return left, right, point[2] + self.level(step) / curvature - (left @ right - before) @ self.mean
+
+    def level(self, step: Tensor) -> Tensor:
+        """(m,) the part of `step` that a bias takes."""
+        return step.mean(0, dtype=torch.float64) if self.free else torch.zeros_like(self.weights)
 
     def least_squares(self, target: Tensor) -> Point:
         """Theorem 3.1 on the pre-activations: a step from the anchor in the loss of the identity."""
@@ -232,11 +236,14 @@ def _fitting(
     return x, target, offset, weights, anchor
 
 
-def _problem(x: Tensor, rank: int, offset: Tensor | None, weights: Tensor, anchor: Tensor, ridge: float) -> _Problem:
+def _problem(
+    x: Tensor, rank: int, offset: Tensor | None, weights: Tensor, anchor: Tensor, ridge: float, free: bool
+) -> _Problem:
     if not 0 <= ridge < math.inf:
         raise ValueError(f"ridge must be at least 0 and finite, got {ridge}")
     moments = Moments(x.shape[1], device=x.device).update(x)
+    moments = moments if free else moments.about_zero_()
     gram = moments.covariance_sum
     if ridge > 0:
         gram = gram + ridge * torch.eye(len(gram)).to(gram)
-    return _Problem(x, rank, offset, weights, anchor, ridge, moments.mean, gram, invert(gram))
+    return _Problem(x, rank, offset, weights, anchor, ridge, free, moments.mean, gram, invert(gram))
