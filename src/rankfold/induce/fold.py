@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.forms.geometry import Stacked
+from rankfold.induce.declared import declare_folded_
 from rankfold.induce.places import factored_, in_training, ordinary_
 from rankfold.sites import factors_of, ordinary_class, products, replace_, unwrap
 from rankfold.sites.product import other_parametrizations
@@ -65,12 +66,14 @@ def fold_(model: Model, *, keep: bool = False) -> Model:
     lacking = next((layer.lacking for layer in low.values() if layer.lacking), "")
     if lacking:
         warnings.warn(lacking, stacklevel=2)
-    replace_(unwrap(model), {layer: factored_(layer) if keep else ordinary_(layer) for layer in low.values()})
+    new = {layer: factored_(layer) if keep else ordinary_(layer) for layer in low.values()}
+    replace_(unwrap(model), new)
     for layer in low.values():
         layer.gone = True
     made: dict[tuple[int, ...], nn.Parameter] = {}
     for _, module in composed:
         _fold_module_(module, made)
+    declare_folded_(model, low, new)
     return model
 
 
