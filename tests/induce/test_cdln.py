@@ -91,7 +91,7 @@ def test_the_correlation_is_that_of_labels_and_features():
 
 
 class TimeFirst(nn.Module):
-    """As transformers of torch without ``batch_first``; ``flat``: their layers see positions and samples in one axis."""
+    """As transformers of torch without ``batch_first``; ``flat``: the layer sees positions and samples in one axis."""
 
     def __init__(self, flat: bool) -> None:
         super().__init__()

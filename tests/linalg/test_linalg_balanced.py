@@ -118,4 +118,5 @@ def test_what_is_no_real_finite_matrix_is_refused_for_any_count(count):
 def test_one_factor_is_a_copy_of_the_matrix():
     matrix = torch.randn(3, 2, dtype=torch.float64)
     (factor,) = balanced_factors(matrix, 1)
-    assert torch.equal(factor, matrix) and factor.data_ptr() != matrix.data_ptr()
+    assert torch.equal(factor, matrix)
+    assert factor.data_ptr() != matrix.data_ptr()

@@ -62,7 +62,8 @@ def test_from_rows_the_condition_of_the_inputs_does_not_matter(decades, weighted
 def test_from_rows_a_rank_above_that_of_the_inputs_is_the_whole_fit():
     x, y = draw(20, 2) @ draw(2, 5, seed=1), draw(20, 4, seed=2)
     fit = nuclear_fit_rows(x, y, rank=3)
-    assert fit.rank == 2 and fit.singular_values.shape == (4,)
+    assert fit.rank == 2
+    assert fit.singular_values.shape == (4,)
     torch.testing.assert_close(x @ (fit.left @ fit.right).mT, x @ torch.linalg.pinv(x) @ y)
 
 

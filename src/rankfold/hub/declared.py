@@ -51,7 +51,7 @@ def declare_(root: nn.Module, decisions: Sequence[Decision]) -> None:
 
 
 def follow_(root: nn.Module) -> None:
-    """The models of transformers in ``root`` after layers became ordinary again; one without others needs no plug-in."""
+    """The models of transformers in ``root`` once layers are ordinary again; one without others needs no plug-in."""
     for _, part in pretrained_parts(root):
         model: Any = part
         if isinstance(quantizer := getattr(model, "hf_quantizer", None), RankfoldQuantizer):

@@ -1,11 +1,10 @@
-"""Cross-correlations of one-hot labels and what layers are given, with which a compressed deep linear product begins."""
+"""Cross-correlations of one-hot labels and what layers are given, with which compressed linear products begin."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward, labels_of

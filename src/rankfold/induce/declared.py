@@ -1,4 +1,4 @@
-"""What models of transformers are told of layers in training, and of what these became: whoever saves them saves that."""
+"""What models of transformers are told of layers in training and of what these became, and save."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def declare_training_(model: nn.Module) -> None:
     )
 
 
-def declare_folded_(model: nn.Module, low: Mapping[str, InTraining], became: Mapping[InTraining, nn.Module]) -> None:
+def declare_folded_(model: nn.Module, low: Mapping[str, InTraining], became: Mapping[nn.Module, nn.Module]) -> None:
     """``low``: the layers that were in training, by name, and what is in their places."""
     root = unwrap(model)
     if next(pretrained_parts(root), None) is None:

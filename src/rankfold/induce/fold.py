@@ -27,10 +27,11 @@ def fold_(model: Model, *, keep: bool = False) -> Model:
 
     Args:
         model: changed in place.
-        keep: make factored layers, which can be exported and sliced, where the training kept low rank. Saving them
-            with ``rankfold.save`` takes the plan that leads to them, which folding does not make: fold without
-            ``keep``, and ``rankfold.plan`` at these ranks by the method "truncate" and ``rankfold.apply_`` give the
-            same layers and their plan (docs/dlrt.md).
+        keep: make factored layers, which can be exported and sliced, where the training kept low rank. A model of
+            transformers with them is saved by ``save_pretrained``, and loaded after ``import rankfold.hub``.
+            ``rankfold.save`` takes the plan that leads to them, which folding does not make: fold without ``keep``, and
+            ``rankfold.plan`` at these ranks by the method "truncate" and ``rankfold.apply_`` give the same layers and
+            their plan (docs/dlrt.md).
 
     Returns:
         ``model``.
@@ -66,7 +67,7 @@ def fold_(model: Model, *, keep: bool = False) -> Model:
     lacking = next((layer.lacking for layer in low.values() if layer.lacking), "")
     if lacking:
         warnings.warn(lacking, stacklevel=2)
-    new = {layer: factored_(layer) if keep else ordinary_(layer) for layer in low.values()}
+    new: dict[nn.Module, nn.Module] = {layer: factored_(layer) if keep else ordinary_(layer) for layer in low.values()}
     replace_(unwrap(model), new)
     for layer in low.values():
         layer.gone = True
