@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from rankfold.costs import trace
 from rankfold.induce import cdln_, factors, fold_, is_overparametrized
+from rankfold.induce.cdln import linear_targets
+from rankfold.induce.correlations import correlations
 from rankfold.linalg.compressed import completed, compressed_factors
 from rankfold.papers import reproduce
 from rankfold.papers.cdln import families as cdln_families
@@ -86,6 +88,58 @@ def test_the_correlation_is_that_of_labels_and_features():
     # a wrong one, of the inputs of the network, spans something else
     wrong = torch.linalg.svd(one_hot.mT @ torch.randn(96, 16).double(), full_matrices=False)[2]
     assert (last.mT @ last - wrong.mT @ wrong).norm() > 0.1
+
+
+class TimeFirst(nn.Module):
+    """As transformers of torch without ``batch_first``; ``flat``: the layer sees positions and samples in one axis."""
+
+    def __init__(self, flat: bool) -> None:
+        super().__init__()
+        self.flat, self.body, self.head = flat, nn.Linear(16, 16), nn.Linear(16, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        steps = x.transpose(0, 1)
+        seen = self.body(steps.reshape(-1, 16)).view_as(steps) if self.flat else self.body(steps)
+        return self.head(torch.relu(seen).mean(0))
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("length", [3, 8])
+def test_the_samples_are_found_where_they_lie(flat, length):
+    torch.manual_seed(0)
+    model, x, labels = TimeFirst(flat).double(), torch.randn(10, length, 16).double(), torch.arange(10) % CLASSES
+    data = [(x[:8], labels[:8]), (x[8:], labels[8:])]
+    (found,) = correlations(model, linear_targets(model, ["body"]), data, 100).values()
+    torch.testing.assert_close(found, nn.functional.one_hot(labels, CLASSES).double().mT @ x.mean(1))
+
+
+def test_samples_that_cannot_be_told_apart_are_refused():
+    class Mixed(TimeFirst):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x.reshape(4, -1, 16)).mean((0, 1))).expand(len(x), -1)
+
+    model, (x, labels) = Mixed(False), (torch.randn(6, 2, 16), torch.arange(6) % CLASSES)
+    with pytest.raises(ValueError, match=r"body.* of shape \(4, 3, 16\), belong to which of 6 samples .*'gradient'"):
+        cdln_(model, "body", 3, data=(x, labels))
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32, torch.bool])
+def test_class_numbers_may_be_of_any_whole_type(kind):
+    model, (x, labels) = network(), samples()
+    labels = labels % 2
+    (found,) = correlations(model, linear_targets(model, ["1"]), [(x, labels.to(kind))], 100).values()
+    torch.testing.assert_close(found, nn.functional.one_hot(labels, 2).double().mT @ x)
+
+
+def test_ignored_labels_are_left_out():
+    model, (x, labels) = network(), samples()
+    labels = torch.where(torch.arange(len(x)) % 4 == 0, -100, labels)
+    data = [(x[:1], labels[:1]), (x[1:], labels[1:])]  # of the first batch none is left
+    (found,) = correlations(model, linear_targets(model, ["1"]), data, 100).values()
+    kept = labels >= 0
+    torch.testing.assert_close(found, nn.functional.one_hot(labels[kept], CLASSES).double().mT @ x[kept])
+    with pytest.raises(ValueError, match="every label is negative"):
+        cdln_(model, "1", 3, data=(x, torch.full_like(labels, -100)))
 
 
 def test_the_gradient_start_is_the_steepest_descent_of_a_last_layer():

@@ -9,7 +9,8 @@ from torch import nn
 
 import rankfold as rf
 from rankfold.induce.dynamic import pace
-from rankfold.induce.dynamic.moments import lag
+from rankfold.induce.dynamic.moments import lag, turn_
+from rankfold.linalg.manifold.tangent import Turn
 
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.RAdam, torch.optim.Adamax])
@@ -82,3 +83,45 @@ def test_a_copy_in_the_middle_of_a_window_goes_on_as_the_original():
     go(model, optimizer, 8)
     go(other, resumed, 8)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values(), strict=True))
+
+
+def turned(key: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What becomes of it where both bases turn by 45 degrees, and one direction comes in on the left."""
+    half = torch.tensor([[1.0, -1.0], [1.0, 1.0]], dtype=torch.float64) / 2**0.5
+    state = {"step": torch.tensor(3.0), key: value}
+    turn_(state, value.shape, Turn(torch.cat([half, torch.zeros(2, 1)], 1), half))
+    return state
+
+
+@pytest.mark.parametrize("key", ["exp_inf", "step_size"])
+def test_sizes_turn_as_the_roots_of_squares(key):
+    """Of one entry of size 2 each of the four that it falls on has size 1; turned as a mean they would cancel."""
+    value = torch.tensor([[2.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    expected = torch.ones(3, 2, dtype=torch.float64)
+    torch.testing.assert_close(turned(key, value)[key], expected)
+    torch.testing.assert_close(turned("exp_avg_sq", value.square())["exp_avg_sq"], expected)
+
+
+def test_what_is_not_known_begins_anew():
+    assert turned("of_somebody", torch.ones(2, 2, dtype=torch.float64)) == {}
+
+
+@pytest.mark.parametrize(("kind", "most"), [(torch.optim.Adamax, 0.5), (torch.optim.Rprop, 0.3)])
+@pytest.mark.parametrize("integrator", ["window", "augmented"])
+def test_optimizers_that_keep_sizes_learn(kind, integrator, most):
+    torch.manual_seed(0)
+    x = torch.randn(256, 32)
+    y = x @ (torch.randn(32, 4) @ torch.randn(4, 32) / 6)
+    model = rf.dlrt_(nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 32)))
+    optimizer, losses = rf.Dlrt(model, kind, integrator=integrator, lr=0.01), []
+    for step in range(200):
+        batch = torch.arange(32) + step * 32 % 256
+
+        def closure(batch=batch):
+            optimizer.zero_grad()
+            loss = F.mse_loss(model(x[batch]), y[batch])
+            loss.backward()
+            return loss
+
+        losses.append(float(optimizer.step(closure).detach()))
+    assert sum(losses[-20:]) / 20 < most

@@ -105,3 +105,18 @@ def test_whole_numbers_have_factors_that_are_none():
     factors = balanced_factors(matrix)
     assert all(factor.dtype == torch.float64 for factor in factors)
     torch.testing.assert_close(product(factors), matrix.double())
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_what_is_no_real_finite_matrix_is_refused_for_any_count(count):
+    with pytest.raises(NonFiniteError, match="1 of 6 values"):
+        balanced_factors(torch.tensor([[1.0, 2.0, math.nan], [0.0, 1.0, 2.0]]), count)
+    with pytest.raises(TypeError, match="complex64"):
+        balanced_factors(torch.ones(2, 3, dtype=torch.complex64), count)
+
+
+def test_one_factor_is_a_copy_of_the_matrix():
+    matrix = torch.randn(3, 2, dtype=torch.float64)
+    (factor,) = balanced_factors(matrix, 1)
+    assert torch.equal(factor, matrix)
+    assert factor.data_ptr() != matrix.data_ptr()

@@ -186,3 +186,12 @@ def test_gram_is_the_plain_product_and_symmetric(rows, width, seed):
     torch.testing.assert_close(product, x.mT @ x)
     assert torch.equal(product, product.mT)
     torch.testing.assert_close(linalg.gram(torch.stack([x, 2 * x])), torch.stack([product, 4 * product]))
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3), (0, 3, 4), (2, 0, 3), (0, 5), (5, 0)])
+def test_of_nothing_shapes_are_as_of_anything(shape):
+    *batch, m, n = shape
+    u, s, vh = linalg.svd(torch.zeros(shape))
+    k = min(m, n)
+    assert (u.shape, s.shape, vh.shape) == ((*batch, m, k), (*batch, k), (*batch, k, n))
+    assert linalg.singular_values(torch.zeros(shape)).shape == (*batch, k)

@@ -44,6 +44,29 @@ def nuclear(a):
     return float(torch.linalg.svdvals(a).sum())
 
 
+@pytest.mark.parametrize("decades", [5, 7, 9])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_from_rows_the_condition_of_the_inputs_does_not_matter(decades, weighted):
+    x, y = conditioned(60, 5, decades), draw(60, 4, seed=2)
+    root = torch.tensor([2.0, 1.0, 0.5, 1.5], dtype=x.dtype) if weighted else torch.ones(4, dtype=x.dtype)
+    basis = torch.linalg.qr(draw(60, 5))[0]
+    u, s, vh = torch.linalg.svd(basis.mT @ y * root, full_matrices=False)
+    fit = nuclear_fit_rows(x, y, radius=3.0, metric=root.square() if weighted else None)
+    torch.testing.assert_close(fit.singular_values, s)
+    assert nuclear(x @ (fit.left @ fit.right).mT * root) == pytest.approx(3, rel=1e-6)
+    best = nuclear_fit_rows(x, y, rank=2, metric=root.square() if weighted else None).debias()
+    found = x @ (best.left @ best.right).mT * root
+    assert (found - basis @ (u[:, :2] * s[:2]) @ vh[:2]).norm() < 1e-6 * s[0]
+
+
+def test_from_rows_a_rank_above_that_of_the_inputs_is_the_whole_fit():
+    x, y = draw(20, 2) @ draw(2, 5, seed=1), draw(20, 4, seed=2)
+    fit = nuclear_fit_rows(x, y, rank=3)
+    assert fit.rank == 2
+    assert fit.singular_values.shape == (4,)
+    torch.testing.assert_close(x @ (fit.left @ fit.right).mT, x @ torch.linalg.pinv(x) @ y)
+
+
 def reference(x, y, radius, root=None):
     """½ the squared error at the optimum, by an interior-point method that knows nothing of ours."""
     z = cvxpy.Variable((x.shape[1], y.shape[1]))

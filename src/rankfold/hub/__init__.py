@@ -9,7 +9,7 @@ Without the import the same line raises, because of a tensor that fits no dense 
 
 from typing import Any
 
-from rankfold.hub.declared import Decision, check_plain, declare_
+from rankfold.hub.declared import Decision, check_plain, declare_, follow_
 from rankfold.hub.dense import to_dense
 from rankfold.hub.errors import HubError
 from rankfold.hub.folder import companions, files_of, opened, skeleton
@@ -33,5 +33,5 @@ def adapters(config: Any) -> Any:
 
 __all__ = [
     "Decision", "HubError", "RankfoldConfig", "RankfoldQuantizer", "Shards", "Stored", "adapters", "check_plain",
-    "companions", "declare_", "files_of", "left_alone", "opened", "paged", "skeleton", "to_dense",
+    "companions", "declare_", "files_of", "follow_", "left_alone", "opened", "paged", "skeleton", "to_dense",
 ]  # fmt: skip

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
 from rankfold.hub.errors import HubError
-from rankfold.hub.quantizer import RankfoldConfig, RankfoldQuantizer
+from rankfold.hub.quantizer import TRAINING, RankfoldConfig, RankfoldQuantizer
 from rankfold.sites import Form, pretrained_parts
 from rankfold.sites.adapters import why_adapted
 
 
 class Decision(NamedTuple):
-    """What became of one site. ``parameter``: the name that its weight had, with the path. ``alike``: the layer is of
+    """What became of one site. ``form``: "training" of a layer that is trained in other shapes than it is stored in.
+    ``parameter``: the name that its weight had, with the path. ``alike``: the layer is of
     the kind and shapes that the architecture gives it, only filled anew. ``first``: the site that holds the factor that
     this one shares, which gives ``rows`` of its outputs."""
 
     site: str
     parameter: str
-    form: Form
+    form: Form | Literal["training"]
     rank: int
     bias: bool
     alike: bool = False
@@ -47,6 +48,17 @@ def declare_(root: nn.Module, decisions: Sequence[Decision]) -> None:
         if own and _is_ours(part):
             own_config_(root, part)
             _declare_one_(part, {each.site.removeprefix(start): each for each in own}, start)
+
+
+def follow_(root: nn.Module) -> None:
+    """The models of transformers in ``root`` once layers are ordinary again; one without others needs no plug-in."""
+    for _, part in pretrained_parts(root):
+        model: Any = part
+        if isinstance(quantizer := getattr(model, "hf_quantizer", None), RankfoldQuantizer):
+            quantizer.follow_(model, model.state_dict().keys())
+            if not quantizer.quantization_config.sites:
+                model.hf_quantizer = None
+                del model.config.quantization_config
 
 
 def _is_ours(model: Any) -> bool:
@@ -101,12 +113,23 @@ def check_merged(model: nn.Module) -> None:
         raise HubError(said)
 
 
+def _trained(quantizer: Any) -> str:
+    """The first layer that is still in training, if any."""
+    told = {} if quantizer is None else quantizer.quantization_config.sites
+    return next((name for name, decision in told.items() if decision["form"] == TRAINING), "")
+
+
 def check_ours(model: Any) -> None:
     """``HubError`` for a model that cannot be saved with its factors: see ``check_plain`` and ``check_merged``, or
     without any layer whose old name could carry the poison."""
     check_merged(model)
     check_plain(model)
     quantizer, kind = getattr(model, "hf_quantizer", None), type(model).__name__
+    if trained := _trained(quantizer):
+        raise HubError(
+            f"{trained}: the layer is still in training at low rank, or a product of factors: fold the model first "
+            "(rankfold.fold_)"
+        )
     if quantizer is not None and not quantizer.quantization_config.poison:
         raise HubError(
             f"{kind}: some of its layers were refitted in another shape, and none is factored, so that a folder "

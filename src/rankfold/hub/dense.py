@@ -80,6 +80,8 @@ def _multiplied_out(small: nn.Module, dense: nn.Module, named: Any) -> dict[str,
     inside = tuple(f"{name}." for name in named)
     state = {key: value.detach().clone() for key, value in small.state_dict().items() if not key.startswith(inside)}
     for name in named:
+        if name.startswith(inside):  # a factor that was factored once more
+            continue
         layer: Any = small.get_submodule(name)
         wanted = dense.get_submodule(name)
         weight, bias = _values(layer), getattr(layer, "bias", None)

@@ -60,8 +60,7 @@ def files_of(model: Any, tokenizer: Any = None) -> dict[str, bytes]:
         if tokenizer is not None:
             tokenizer.save_pretrained(place)
         folder = Path(place)
-        if getattr(model, "hf_quantizer", None) is not None:
-            check_whole(folder, type(model))
+        check_whole(folder, type(model))
         made = {
             str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()
         }

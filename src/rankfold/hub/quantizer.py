@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from rankfold.hub.drawn import drawn_, spare_
 from rankfold.hub.errors import HubError
 from rankfold.hub.whole import drop_pooler_, refuse_random
+from rankfold.layers import LowRankConv, LowRankLinear, SpatialConv2d
 from rankfold.layers.pivoted import misplaced
 from rankfold.layers.shared import join_
 from rankfold.run.disk.container import checked
@@ -43,6 +44,7 @@ from rankfold.sites import (
 )
 
 FORMAT = 1
+TRAINING = "training"  # in the place of a form: factors that change their shapes, a checkpoint for whoever trains them
 _SORT_OUT = "_adjust_missing_and_unexpected_keys"  # of a model of transformers, when its weights were read
 
 
@@ -82,6 +84,11 @@ class RankfoldQuantizer(HfQuantizer):
                 model, [name for file in files if str(file).endswith(".safetensors") for name in names_in(Path(file))]
             )
         named, poison = _names_here(model, asked.sites, asked.poison)
+        if trained := next((name for name, decision in named.items() if decision["form"] == TRAINING), None):
+            raise HubError(
+                f"config.json: {trained} was saved in the middle of its training at low rank or as a product: load its "
+                "files into the prepared model (load_state_dict), or fold that model (rankfold.fold_) and save again"
+            )
         asked.sites, asked.poison = named, poison
         shape_(model, named)
         body = f"{getattr(model, 'base_model_prefix', '')}."  # a file of a body is read without it
@@ -118,13 +125,19 @@ class RankfoldQuantizer(HfQuantizer):
         since: narrowed, merged with an adapter, or multiplied out by hand. ``HubError`` for ranks that no folder is
         loaded with."""
         _check_ranks(model)
-        config = self.quantization_config
-        config.sites = _as_they_are(model, config.sites)
-        config.poison = config.poison or next((f"{name}.weight" for name in config.sites), "")
-        state, poison = model.state_dict(), config.poison
-        if poison:
+        state = model.state_dict()
+        self.follow_(model, state)
+        if poison := self.quantization_config.poison:
             state[poison] = torch.empty(0, dtype=model.dtype)
         return state, {}
+
+    def follow_(self, model: Any, state: Collection[str]) -> None:
+        """Have the configuration tell of the layers as they are now; ``state``: the names of what the model holds,
+        among which the poison cannot be."""
+        config = self.quantization_config
+        config.sites = _as_they_are(model, config.sites)
+        names = (config.poison, *(f"{name}.weight" for name in config.sites))
+        config.poison = next((name for name in names if name and name not in state), "")
 
     def is_serializable(self) -> bool:
         return True
@@ -167,8 +180,11 @@ def _as_they_are(model: nn.Module, named: Mapping[str, Mapping[str, Any]]) -> di
             continue  # an ordinary layer again
         rank = getattr(layer, "rank", None)
         found[name] = dict(decision) | ({"rank": rank} if isinstance(rank, int) else {})
+    # a factor of these is an ordinary layer at first, and what other forms are made of is told with them
+    pairs = LowRankLinear | LowRankConv | SpatialConv2d
+    made = tuple(f"{name}." for name in found if not isinstance(model.get_submodule(name), pairs))
     for site in factored_sites(model):
-        if not any(f"{site.name}.".startswith(f"{name}.") for name in found):
+        if site.name not in found and not site.name.startswith(made):
             layer = model.get_submodule(site.name)
             form = next(form for form in site.forms if form is not Form.KEEP)
             found[site.name] = {"form": str(form), "rank": layer.rank, "bias": layer.bias is not None}

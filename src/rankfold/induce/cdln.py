@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import batches_of, forward, labels_of
-from rankfold.costs import evaluating
 from rankfold.forms.geometry import Plain, Transposed
 from rankfold.induce.choose import Target, choose
+from rankfold.induce.correlations import correlations
+from rankfold.induce.declared import declare_training_
 from rankfold.induce.overparametrize import compose_, valued
 from rankfold.linalg.compressed import compressed_factors
 from rankfold.linalg.errors import NonFiniteError, NotMaterialisedError
-from rankfold.observe import before, first_of
 from rankfold.sites import Product, Site, sites, unwrap
 from rankfold.sites.earlier import warn_of_earlier_optimizers
 from rankfold.train.step.gradients import weight_gradients
@@ -50,7 +49,7 @@ def cdln_(
         layer: names of linear layers.
         rank: r, one for all or by name.
         depth: L, at least 2.
-        data: labelled samples, for the start.
+        data: labelled samples, for the start; those with a negative label, which losses ignore, tell no correlation.
         start: where U and V come from. "correlation" (the default with data): V from the cross-correlation Y Xᵀ of
             one-hot labels and the layer's inputs, U too where the layer gives one output for each class. "gradient":
             both from the gradient of the loss with respect to the layer, which makes sense anywhere. "random" (the
@@ -108,6 +107,7 @@ def cdln_(
             for module, parameter in ((target.module, target.parameter), *target.tied):
                 outer = {"original0": rate_scale, f"original{depth - 1}": rate_scale}
                 setattr(module.parametrizations[parameter], SCALES, outer)  # type: ignore[index]
+    declare_training_(model)
     return model
 
 
@@ -187,47 +187,3 @@ def _guides(
     except (NonFiniteError, NotMaterialisedError) as error:
         raise ValueError(f"the gradients: {error}") from error
     return {name: -target.geometry.matrix(gradient) for (name, target), gradient in zip(targets.items(), gradients)}
-
-
-def correlations(root: nn.Module, targets: Mapping[str, Target], data: Any, samples: int) -> dict[str, Tensor]:
-    """Y Xᵀ (classes, n) of one-hot labels and the inputs of each layer, averaged over positions; float64, on the CPU.
-
-    Raises ``ValueError`` for data without labels, for labels that are no class numbers, and for a layer that the data
-    never reach.
-    """
-    inputs: dict[str, list[Tensor]] = {}
-    sums: dict[str, Tensor] = {}
-
-    def watch(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor]) -> None:
-            inputs.setdefault(name, []).append(first_of(args, kwargs).detach())
-
-        return hook
-
-    with evaluating(root), before(root, {target.module: watch(name) for name, target in targets.items()}):
-        for batch in batches_of(data, 128, samples):
-            labels = labels_of(batch)
-            if labels is None or labels.is_floating_point() or labels.dim() != 1:
-                raise ValueError(
-                    "start='correlation' needs one class number for each sample: give labelled batches, or use "
-                    "start='gradient' or 'random'"
-                )
-            inputs.clear()
-            forward(root, batch)
-            for name, found in inputs.items():
-                features = sum(x.reshape(len(labels), -1, x.shape[-1]).double().mean(1) for x in found)
-                sums[name] = _added(sums.get(name), labels.cpu(), features.cpu())  # type: ignore[union-attr]
-    missing = [name for name in targets if name not in sums]
-    if missing:
-        raise ValueError(
-            f"the data never reach the layer {missing[0]}: give other data, or use start='random', which needs none"
-        )
-    return sums
-
-
-def _added(total: Tensor | None, labels: Tensor, features: Tensor) -> Tensor:
-    classes = max(int(labels.max()) + 1, 0 if total is None else len(total))
-    wider = features.new_zeros(classes, features.shape[-1])
-    if total is not None:
-        wider[: len(total)] = total
-    return wider.index_add_(0, labels, features)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.forms.geometry import Stacked
+from rankfold.induce.declared import declare_folded_
 from rankfold.induce.places import factored_, in_training, ordinary_
 from rankfold.sites import factors_of, ordinary_class, products, replace_, unwrap
 from rankfold.sites.product import other_parametrizations
@@ -26,10 +27,11 @@ def fold_(model: Model, *, keep: bool = False) -> Model:
 
     Args:
         model: changed in place.
-        keep: make factored layers, which can be exported and sliced, where the training kept low rank. Saving them
-            with ``rankfold.save`` takes the plan that leads to them, which folding does not make: fold without
-            ``keep``, and ``rankfold.plan`` at these ranks by the method "truncate" and ``rankfold.apply_`` give the
-            same layers and their plan (docs/dlrt.md).
+        keep: make factored layers, which can be exported and sliced, where the training kept low rank. A model of
+            transformers with them is saved by ``save_pretrained``, and loaded after ``import rankfold.hub``.
+            ``rankfold.save`` takes the plan that leads to them, which folding does not make: fold without ``keep``, and
+            ``rankfold.plan`` at these ranks by the method "truncate" and ``rankfold.apply_`` give the same layers and
+            their plan (docs/dlrt.md).
 
     Returns:
         ``model``.
@@ -65,12 +67,14 @@ def fold_(model: Model, *, keep: bool = False) -> Model:
     lacking = next((layer.lacking for layer in low.values() if layer.lacking), "")
     if lacking:
         warnings.warn(lacking, stacklevel=2)
-    replace_(unwrap(model), {layer: factored_(layer) if keep else ordinary_(layer) for layer in low.values()})
+    new: dict[nn.Module, nn.Module] = {layer: factored_(layer) if keep else ordinary_(layer) for layer in low.values()}
+    replace_(unwrap(model), new)
     for layer in low.values():
         layer.gone = True
     made: dict[tuple[int, ...], nn.Parameter] = {}
     for _, module in composed:
         _fold_module_(module, made)
+    declare_folded_(model, low, new)
     return model
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from rankfold.induce.choose import Choice, Target, choose
+from rankfold.induce.declared import declare_training_
 from rankfold.induce.fold import is_overparametrized
 from rankfold.induce.serial import composed_class
 from rankfold.induce.start import Start, starting_factors
@@ -93,6 +94,7 @@ def overparametrize_(
     warn_of_earlier_optimizers(weights, became, "overparametrize_")
     for target, product, factors in ready:
         compose_(target, product, factors)
+    declare_training_(model)
     return model
 
 

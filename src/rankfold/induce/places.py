@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from rankfold.induce.declared import declare_training_
 from rankfold.layers import DynamicLowRank, DynamicTucker, InTraining, Phased, Scaled
 from rankfold.sites import (
     FOLD_FIRST,
@@ -72,6 +73,7 @@ def put_(model: nn.Module, where: Where | None, caller: str, make: Callable[[Sit
         carry_hooks_(module, layer)
         layer.prepared = caller
     replace_(root, replaced)
+    declare_training_(root)
     # parameters whose place others will take: their optimizer averages what DistributedDataParallel would wait for
     moving = [f"{name}.{entry}".lstrip(".") for name, layer in in_training(root).items() for entry in layer.moving]
     nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(root, moving)

@@ -7,7 +7,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-from rankfold.linalg.decompositions import svd
+from rankfold.linalg.decompositions import checked, svd
 
 
 def balanced_factors(
@@ -28,6 +28,8 @@ def balanced_factors(
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
+    dtype = matrix.dtype if matrix.is_floating_point() else torch.float64
+    matrix = checked(matrix)
     m, n = matrix.shape[-2:]
     sizes = [min(m, n)] * (count - 1) if inner is None else list(inner)
     powers = [2.0] * count if powers is None else list(powers)
@@ -35,9 +37,8 @@ def balanced_factors(
         raise ValueError(f"{count} factors have {count - 1} inner sizes of at least 0, got {sizes}")
     if len(powers) != count or any(not 0 < power < math.inf for power in powers):
         raise ValueError(f"{count} factors need {count} positive powers, got {powers}")
-    dtype = matrix.dtype if matrix.is_floating_point() else torch.float64
     if count == 1:
-        return (matrix.detach().clone().to(dtype),)
+        return (matrix.to(dtype, copy=True),)
     u, s, vh = svd(matrix)
     rank = min([s.shape[-1], *sizes])
     u, s, vh = u[..., :rank], s[..., :rank], vh[..., :rank, :]

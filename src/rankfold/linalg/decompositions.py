@@ -68,7 +68,8 @@ def svd(a: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, 
     a = _matrix(a, dtype)
     if a.numel() == 0:
         *batch, m, n = a.shape
-        return a.new_zeros(*batch, m, 0), a.new_zeros(*batch, 0), a.new_zeros(*batch, 0, n)
+        k = min(m, n)
+        return a.new_zeros(*batch, m, k), a.new_zeros(*batch, k), a.new_zeros(*batch, k, n)
     try:
         u, s, vh = torch.linalg.svd(a, full_matrices=False)
     except torch.linalg.LinAlgError:
@@ -80,7 +81,7 @@ def singular_values(a: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """Singular values of `a` (m, n) or (g, m, n), descending: (…, min(m, n)) in `dtype`. Errors as `svd`."""
     a = _matrix(a, dtype)
     if a.numel() == 0:
-        return a.new_zeros(*a.shape[:-2], 0)
+        return a.new_zeros(*a.shape[:-2], min(a.shape[-2:]))
     try:
         # LAPACK takes two to nine times as long for a wide matrix as for its transpose
         s = torch.linalg.svdvals(a.mT if a.shape[-2] < a.shape[-1] else a)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rankfold.induce.dynamic.moments import SQUARED, entered, lag
+from rankfold.induce.dynamic.moments import DIVISORS, entered, lag
 from rankfold.layers import DynamicLowRank
 from rankfold.train.step.around import Around
 
@@ -41,9 +41,10 @@ class Pace:
         self.entering = {name: torch.Size(shape) for name, shape in state.pop("entering", {}).items()}
 
     def step(self, layers: Layers, position: int) -> None:
-        """A step of the inner optimizer. Divided by the root of squares, each entry of a core moves by about the rate,
-        as of the dense weight; that has more of them, and a matrix of independent ones grows as the fourth root of
-        their number in spectral norm. Without as much, training at low rank lags behind the dense one at its rate."""
+        """A step of the inner optimizer. Divided by the root of squares, or by the largest gradient, each entry of a
+        core moves by about the rate, as of the dense weight; that has more of them, and a matrix of independent ones
+        grows as the fourth root of their number in spectral norm. Without as much, training at low rank lags behind the
+        dense one at its rate."""
         stepped = [(name, layer) for name, layer in layers.items() if layer.core.grad is not None]
         before = [(name, layer, layer.core.detach().clone()) for name, layer in stepped]
         self.around.inner.step()
@@ -51,7 +52,7 @@ class Pace:
         self.rising, self.rate = rate > self.rate, rate
         for name, layer, old in before:
             old = old * self._kept(layer.core)
-            if self.lengthens and SQUARED & self.around.state.get(layer.core, {}).keys():
+            if self.lengthens and DIVISORS & self.around.state.get(layer.core, {}).keys():
                 layer.core.lerp_(old, 1 - (prod(layer.shape) / old.numel()) ** 0.25)
             if (late := self._lag(layer.core, position)) != 1 and name in self.entering:
                 shape = self.entering[name]

@@ -129,8 +129,11 @@ def nuclear_fit_rows(
             f"{tuple(y.shape)}"
         )
     space = column_space(x)
-    full = (space.back @ (space.basis.mT @ y)).mT
-    return _fit(full, x.mT @ x, radius, rank, metric)
+    # in the coordinates of the basis, whose Gram matrix is the identity: that of x would square its condition
+    count, unused = x.shape[1], x.shape[1] - space.basis.shape[1]
+    full = torch.nn.functional.pad(y.mT @ space.basis, (0, unused))
+    fit = _fit(full, torch.eye(count, dtype=x.dtype, device=x.device), radius, rank, metric)
+    return replace(fit, right=fit.right @ torch.nn.functional.pad(space.back, (0, unused)).mT)
 
 
 def _fit(full: Tensor, gram: Tensor, radius: float | None, rank: int | None, metric: Tensor | None) -> NuclearFit:
