@@ -102,7 +102,8 @@ def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
     assert "iterations" in json.loads(file.read_text(encoding="utf-8"))["case"]
     file.write_text("{", encoding="utf-8")
     assert str(file) in failed("reproduce", "nrc-figure-2", "--quick", "--decays", "0.1", "-o", tmp_path)
-    assert "no option models" in failed("reproduce", "nrc-figure-1", "--models", "fcn-6", "-o", tmp_path)
+    wrong = rankfold("reproduce", "nrc-figure-1", "--models", "fcn-6", "-o", tmp_path)
+    assert (wrong.exit_code, "no option models" in wrong.stderr) == (2, True)
 
 
 def test_logarithmic_axes_have_plain_numbers() -> None:
