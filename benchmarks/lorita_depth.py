@@ -4,8 +4,8 @@
 
 No fine-tuning, and BatchNorm corrected. Ranks within each budget of parameters are chosen from data on a part of the
 training split (method project), or from the weights alone (truncate). Printed for each network: validation accuracy at
-each size, the parameters removed at drops of 0.5, 1 and 2 points (between neighbouring sizes by a straight line), and
-test accuracy at these sizes.
+each size, the parameters removed at drops of 0.5, 1 and 2 points and test accuracy there, both between neighbouring
+sizes by a straight line; null where it never fell so far.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from rankfold.pipeline import calibration_part, compressed_copy
 
 KEPT = (0.8, 0.65, 0.5, 0.4, 0.3, 0.22, 0.16, 0.12)
 DROPS = (0.5, 1.0, 2.0)
+Point = tuple[float, float, float]  # per cent: parameters removed, validation accuracy, test accuracy
 
 
 def main() -> None:
@@ -48,7 +49,8 @@ def main() -> None:
         before = 100 * rf.evaluate(network, data.validation, role="validation").accuracy
         test = 100 * rf.evaluate(network, data.test).accuracy
         for method in given.methods.split(","):
-            points, statistics = [], None
+            points: list[Point] = [(0.0, before, test)]
+            statistics = None
             for keep in KEPT:
                 how = Calibration(given.samples, statistics=statistics)
                 try:
@@ -61,21 +63,23 @@ def main() -> None:
                 points.append((removed, 100 * score.accuracy, 100 * rf.evaluate(small, data.test).accuracy))
             row = {
                 "network": name, "method": method, "validation": before, "test": test,
-                "points": points, "removed_at_drop": {drop: at_drop(points, before, drop) for drop in DROPS},
+                "points": points[1:], "at_drop": {drop: at_drop(points, drop) for drop in DROPS},
             }  # fmt: skip
             results.append(row)
             print(json.dumps(row), flush=True)
             given.out.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def at_drop(points: list[tuple[float, float, float]], before: float, drop: float) -> float:
-    """Per cent of the parameters removed where validation accuracy has first fallen by ``drop`` points."""
-    removed = [0.0, *(point[0] for point in points)]
-    lost = [0.0, *(before - point[1] for point in points)]
-    for i in range(1, len(lost)):
-        if lost[i] >= drop:
-            return float(np.interp(drop, lost[i - 1 : i + 1], removed[i - 1 : i + 1]))
-    return removed[-1]
+def at_drop(points: list[Point], drop: float) -> dict[str, float] | None:
+    """Where validation accuracy has first fallen by ``drop`` points from the first of ``points``, which is the network
+    as it was trained; None where it never has."""
+    lost = [points[0][1] - validation for _, validation, _ in points]
+    reached = next((at for at, fallen in enumerate(lost) if fallen >= drop), None)
+    if reached is None:
+        return None
+    beside = slice(reached - 1, reached + 1)
+    removed, _, test = (np.interp(drop, lost[beside], values[beside]) for values in zip(*points, strict=True))
+    return {"removed": float(removed), "test": float(test)}
 
 
 if __name__ == "__main__":

@@ -42,6 +42,16 @@ def test_what_is_counted_and_timed_is_found_by_its_file(monkeypatch: pytest.Monk
 STAGES = ["equal", "vgg16", "vgg16-products", "resnet20", "block-7b", "decode", "vit", "cdln-vit", "cdln-updates"]
 
 
+def test_a_drop_is_found_between_two_sizes_and_none_where_it_was_not_reached(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    at_drop = importlib.import_module("lorita_depth").at_drop
+    points = [(0.0, 91.0, 90.0), (20.0, 91.5, 90.5), (40.0, 90.5, 89.5), (60.0, 88.5, 86.5)]
+    assert at_drop(points, 0.5) == {"removed": 40.0, "test": 89.5}
+    assert at_drop(points, 1.5) == {"removed": 50.0, "test": 88.0}
+    assert at_drop(points, 2.6) is None
+    assert at_drop([(0.0, 91.0, 90.0), (20.0, 91.0, 90.0), (35.0, 90.9, 90.0)], 2.0) is None
+
+
 def test_every_gpu_stage_runs_dry_in_the_order_of_worth(tmp_path: Path) -> None:
     done = run("gpu.py", "--dry", "--out", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 import rankfold as rf
 from rankfold.cli.main import app
-from rankfold.cli.verbs.analysis.advise import print_advice, typed
+from rankfold.cli.printing import typed
+from rankfold.cli.verbs.analysis.advise import print_advice
 from rankfold.costs import Cost
 from rankfold.costs.times import Milliseconds
 from rankfold.objectives import Figure

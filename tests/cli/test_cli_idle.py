@@ -52,6 +52,7 @@ OTHERS = [
     ("extract a b --budget rank=1 -o x --seed 3", "seed"),
     ("extract ADAPTER --budget rank=1 -o x --download", "download"),
     ("reproduce --list --seeds 0,1", "seeds"),
+    ("reproduce --list --threads 2", "threads"),
 ]
 
 

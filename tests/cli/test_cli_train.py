@@ -321,8 +321,6 @@ def test_a_loss_that_is_not_finite_keeps_the_checkpoint_and_the_best_weights(her
         (["where=nothing.*"], ("no layer of this model matches",)),
         (["device=abacus"], ("device", "'abacus'")),
         (["schedule=cosine"], ("plateau must be left out",)),
-        (["epochs"], ("--set epochs", "KEY=VALUE")),
-        (["model=[", ""], ("--set model=[", "not YAML")),
     ],
     ids=lambda value: str(value[0]),
 )
@@ -330,6 +328,14 @@ def test_bad_input_is_one_line_before_any_file(here, settings, words):
     line = failed("train", "run.yaml", *(part for setting in settings for part in ("--set", setting)))
     assert all(word in line for word in words), line
     assert not (here / "run" / "checkpoint.json").exists()
+
+
+@pytest.mark.parametrize(("setting", "word"), [("epochs", "KEY=VALUE"), ("model=[", "not YAML")])
+def test_a_setting_that_cannot_be_read_is_wrong_usage(here, setting, word):
+    wrong = rankfold("train", "run.yaml", "--set", setting)
+    assert wrong.exit_code == 2
+    assert f"--set {setting}: " in wrong.stderr
+    assert word in wrong.stderr
 
 
 def test_a_mended_configuration_takes_the_place_of_one_that_never_ran(here):

@@ -11,6 +11,7 @@ from commands import rankfold
 from PIL import Image
 
 from rankfold import zoo
+from rankfold.cli import saved
 from rankfold.train import Recipe, evaluate, fit
 from rankfold.zoo import folders
 from rankfold.zoo.pictures import Pictures, Transform
@@ -192,6 +193,26 @@ def parquet(place: Path, parts: dict[str, int], label: str = "label") -> Path:
         features = datasets.Features({"img": datasets.Image(), label: datasets.Value("int64")})
         datasets.Dataset.from_dict(rows, features=features).to_parquet(place / f"{part}-00000-of-00001.parquet")
     return place
+
+
+def test_what_was_made_from_pictures_opens_again_and_asks_only_for_a_function_of_ones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder(tmp_path / "set", {"train": 30, "test": 6})
+    (tmp_path / "own.py").write_text("raise RuntimeError('must not run')\n")
+    asked = "model: resnet20\nepochs: 1\nbatch_size: 16\nout: run\ndata: "
+    (tmp_path / "run.yaml").write_text(f"{asked}'imagefolder:set,crop=8'\n")
+    assert rankfold("train", "run.yaml").exit_code == 0
+    again = rankfold("evaluate", "run")
+    assert again.exit_code == 0, again.stderr
+    assert "imagefolder:set,crop=8" in again.stdout
+    assert saved.code_named(None, "parquet:set") is None
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("crop=8", "transform=own:made"))
+    refused = rankfold("evaluate", "run")
+    assert refused.exit_code == 1
+    assert "if that code may run, add --data imagefolder:set,transform=own:made" in refused.stderr
 
 
 def test_parquet_folders_are_read_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -397,10 +397,26 @@ def test_every_experiment_in_small(name: str, tmp_path: Path, monkeypatch: pytes
         (["lorita-table-1a", "--setting", "quick"], "stable, relaxed or paper"),
         (["lorita-beyond", "--quick", "--depths", "2"], "N = 3"),
         (["lorita-beyond", "--quick", "--models", "resnet20,resnet32"], "one model"),
-        (["lorita-table-1a", "--quick", "--models", "fcn-7"], "fcn-7"),
         (["lorita-table-1a", "--tolerance", "1.5"], "tolerance"),
-        (["lorita-cnn"], "RANKFOLD_DATA"),
+        (["lorita-table-1a", "--trials", "3"], "trials"),
+        (["lorita-table-1z"], "did you mean lorita-table-1"),
+        (["lorita-table-4"], "--data imagefolder:DIR"),
+        (["collapse-warmup", "--quick", "--decays", "0.1,0.2"], "one weight decay"),
+        (["adaptation-table", "--quick", "--models", "glue"], "glue"),
+        (["ways-to-low-rank", "--quick", "--models", "vgg"], "vgg"),
+        (["cdln-mlp", "--setting", "relaxed"], "relaxed"),
     ],
+)
+def test_what_the_words_alone_show_to_be_wrong_is_wrong_usage(arguments: list, word: str, tmp_path: Path) -> None:
+    wrong = rankfold("reproduce", *arguments, "-o", tmp_path)
+    assert wrong.exit_code == 2, wrong.output
+    assert word in wrong.stderr.splitlines()[-1]
+    assert wrong.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [(["lorita-table-1a", "--quick", "--models", "fcn-7"], "fcn-7"), (["lorita-cnn"], "RANKFOLD_DATA")],
 )
 def test_bad_input_is_one_line(arguments: list, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANKFOLD_DATA", raising=False)

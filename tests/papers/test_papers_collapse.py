@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from commands import failed, rankfold
 from rankfold.papers import EXPERIMENTS
 from rankfold.papers.collapse.bounds import chain_remark, tightness
 from rankfold.papers.collapse.descent import chain_network, minimise
-from rankfold.papers.collapse.figure_3 import falls
+from rankfold.papers.collapse.figure_1 import apart
+from rankfold.papers.collapse.figure_3 import Falls, falls, in_words
+from rankfold.papers.collapse.figure_4 import spread
 from rankfold.papers.collapse.mnist import shape_of
 from rankfold.papers.recorded import fit_recorded
 from rankfold.papers.request import Request
@@ -26,6 +29,36 @@ from rankfold.zoo import load_data
 from rankfold.zoo.networks.fcn import FCN
 
 NAMES = [name for name in EXPERIMENTS if name.startswith(("nrc-", "collapse-")) and not name.endswith("-full")]
+
+
+def test_one_side_of_the_transition_alone_is_not_told_from_the_other() -> None:
+    cells = pd.DataFrame({"decay_over_predicted": [0.1, 10], "distance_most": [0.5, 0.001], "distance_least": 0.001})
+    assert apart(cells).endswith(
+        "at most 0.001 beyond the predicted transition, at least 0.001 before it: no bound tells them apart."
+    )
+    assert "any bound between the two" in apart(cells.assign(distance_least=[0.4, 0.001]))
+    assert "None of these cells lies beyond the predicted transition" in apart(cells[:1])
+    assert "None of these cells lies before the predicted transition" in apart(cells[1:])
+    assert "lies beyond or before the predicted" in apart(cells[:0])
+
+
+def test_series_of_one_value_or_of_constants_have_no_correlation() -> None:
+    one, constant, falling = ([Falls(0, 0, math.nan)] * 3, [Falls(0, 2, math.nan)], [Falls(2, 2, -1.0)])
+    assert (
+        in_words(one, "steps of the grid")
+        == "has a single value in each of 3 series, and no steps of the grid to fall in"
+    )
+    assert in_words(constant, "steps") == "falls in 0 of 2 steps, and is constant in each of 1 series"
+    assert (
+        in_words(falling + constant, "steps")
+        == "falls in 2 of 4 steps, rank correlation -1.000 in the mean of 1 series"
+    )
+
+
+def test_the_spread_over_a_zero_matrix_is_not_defined() -> None:
+    table = pd.DataFrame({"decay": 1e-3, "width": [16, 32], "stable_rank": [0.0, 2.0], "effective_rank": [2.0, 3.0]})
+    assert math.isnan(spread(table, "width", 1e-3, "stable_rank"))
+    assert spread(table, "width", 1e-3, "effective_rank") == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,7 +102,8 @@ def test_a_damaged_cell_is_named(tmp_path: Path) -> None:
     assert "iterations" in json.loads(file.read_text(encoding="utf-8"))["case"]
     file.write_text("{", encoding="utf-8")
     assert str(file) in failed("reproduce", "nrc-figure-2", "--quick", "--decays", "0.1", "-o", tmp_path)
-    assert "no option models" in failed("reproduce", "nrc-figure-1", "--models", "fcn-6", "-o", tmp_path)
+    wrong = rankfold("reproduce", "nrc-figure-1", "--models", "fcn-6", "-o", tmp_path)
+    assert (wrong.exit_code, "no option models" in wrong.stderr) == (2, True)
 
 
 def test_logarithmic_axes_have_plain_numbers() -> None:

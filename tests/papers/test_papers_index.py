@@ -71,7 +71,7 @@ def test_the_command_lists_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert set(plain["experiments"]) == set(EXPERIMENTS)
     assert {row["state"] for row in plain["index"]} <= set(STATES)
     none = rankfold("reproduce")
-    assert none.exit_code == 1
+    assert none.exit_code == 2
     assert "--list" in none.stderr
 
 

@@ -100,7 +100,7 @@ def test_the_quick_form_is_written_and_told(tmp_path: Path):
 
 def test_options_of_training_are_refused(tmp_path: Path):
     failed = rankfold("reproduce", "recovery-planted", "--quick", "--epochs", 3, "-o", tmp_path)
-    assert failed.exit_code == 1
+    assert failed.exit_code == 2
     assert "no option epochs" in failed.stderr
 
 

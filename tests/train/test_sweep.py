@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from contextlib import ExitStack
 
@@ -202,6 +203,25 @@ def test_low_rank_and_none_in_one_grid(here):
         assert runs[0].out == f"low/{key}=None"
 
 
+def test_the_table_shows_what_was_asked(here):
+    """And not what pandas makes of a column of whole numbers with none among them."""
+    (here / "grid.yaml").write_text(
+        "model: digits-cnn\ndata: digits\nepochs: 1\nbatch_size: 512\nout: grid\njobs: 1\n"
+        "grid: {clip_norm: [null, 1.0], dlrt.rank: [null, 4]}\n"
+    )
+    result = rankfold("sweep", "grid.yaml")
+    assert result.exit_code == 0, result.stderr
+    asked = [("null", "null"), ("null", "4"), ("1.0", "null"), ("1.0", "4")]
+    assert [tuple(line.split()[:2]) for line in result.stdout.splitlines()[1:5]] == asked
+    lines = (here / "grid" / "sweep.csv").read_text().splitlines()
+    assert [tuple(line.split(",")[:2]) for line in lines] == [("clip_norm", "dlrt.rank"), *asked]
+    for rows in json.loads((here / "grid" / "sweep.json").read_text()).values():
+        if isinstance(rows, list):
+            assert [json.dumps([row["clip_norm"], row["dlrt.rank"]]) for row in rows] == [
+                "[null, null]", "[null, 4]", "[1.0, null]", "[1.0, 4]",
+            ]  # fmt: skip
+
+
 def test_names_that_no_disk_takes_are_those_that_were_written_or_a_digest():
     asked = {"model": "digits-cnn", "out": "x"}
     low = [{"rank": rank, "window": 5, "reach": 7} for rank in (4, 8)]
@@ -233,7 +253,7 @@ RUNS = st.lists(
         st.sampled_from([0.0, 1e-4, 1e-3]),  # weight decay
         st.integers(0, 2),  # seed
         st.sampled_from([0.1, 0.5, 0.9]),  # accuracy
-        st.booleans(),  # whether it finished
+        st.sampled_from(["whole", "whole", "error", "nan", "inf", "loss"]),  # how it ended
     ),
     min_size=1,
     max_size=14,
@@ -248,13 +268,14 @@ def _frame(runs):
                 "depth": depth,
                 "weight_decay": decay,
                 "seed": seed,
-                "error": None if whole else "broken",
+                "error": "broken" if how == "error" else None,
                 "warning": None,
                 "directory": "d",
-                "validation_accuracy": value if whole else None,
-                "test_accuracy": value if whole else None,
+                "validation_accuracy": {"error": None, "nan": math.nan, "inf": math.inf}.get(how, value),
+                "validation_loss": {"error": None, "whole": 1.0}.get(how, math.nan),
+                "test_accuracy": None if how == "error" else value,
             }
-            for depth, decay, seed, value, whole in runs
+            for depth, decay, seed, value, how in runs
         ]
     )
 
@@ -263,7 +284,7 @@ def _chosen(runs, depth):
     """The rule of `selection` said again, run by run."""
     candidates = []
     for decay in {decay for d, decay, *_ in runs if d == depth}:
-        part = [(value, whole) for d, dec, _, value, whole in runs if (d, dec) == (depth, decay)]
+        part = [(value, how == "whole") for d, dec, _, value, how in runs if (d, dec) == (depth, decay)]
         values = [value for value, whole in part if whole]
         if values:
             candidates.append((len(values) == len(part), round(sum(values) / len(values), 9), decay))
@@ -281,8 +302,23 @@ def test_selection_takes_the_best_validation_of_each_depth(runs):
     assert table[table["selected"]]["test_mean"].notna().all()
 
 
+def test_a_decay_of_which_one_seed_broke_down_is_not_judged_by_its_lucky_seed():
+    runs = [
+        (1, 1e-4, 0, 0.9, "whole"),
+        (1, 1e-4, 1, 0.9, "whole"),
+        (1, 1e-3, 0, 0.91, "whole"),
+        (1, 1e-3, 1, 0.9, "nan"),
+    ]
+    table = selection(_frame(runs), ["weight_decay", "seed"])
+    assert list(table["selected"]) == [True, False]
+    assert list(table["failed"]) == [0, 1]
+    assert table["test_mean"][0] == pytest.approx(0.9)
+    only = selection(_frame([(1, 1e-4, 0, 0.9, "nan")]), ["weight_decay", "seed"])
+    assert not only["selected"].any()
+
+
 def test_the_law_of_selection_rejects_a_choice_by_test_accuracy():
-    runs = _frame([(1, 0.0, 0, 0.9, True), (1, 1e-3, 0, 0.5, True)])
+    runs = _frame([(1, 0.0, 0, 0.9, "whole"), (1, 1e-3, 0, 0.5, "whole")])
     runs["test_accuracy"] = [0.5, 0.9]
     table = selection(runs, ["weight_decay", "depth", "seed"])
     by_test = selection(runs.assign(validation_accuracy=runs["test_accuracy"]), ["weight_decay", "depth", "seed"])

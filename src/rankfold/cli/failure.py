@@ -10,6 +10,7 @@ from typing import Any
 
 import typer
 
+from rankfold.run.errors import UsageError
 from rankfold.run.processes.memory import settled
 
 FAILED, INTERRUPTED = 1, 130
@@ -25,7 +26,7 @@ def stopped(kept: bool) -> Interrupted:
 
 
 def told(verb: Callable[..., None]) -> Callable[..., None]:
-    """``verb`` with expected errors told in one line, exit code 1; Ctrl-C is 130.
+    """``verb`` with expected errors told in one line, exit code 1; wrong usage is 2, Ctrl-C is 130.
 
     On a terminal the first line says what the command does, before anything slow is loaded. What is neither a
     ValueError nor an OSError is a fault of this program, and keeps its traceback.
@@ -42,6 +43,8 @@ def told(verb: Callable[..., None]) -> Callable[..., None]:
             verb(*args, **kwargs)
         except BrokenPipeError:
             raise  # typer ends silently when the reader of a pipe has gone
+        except UsageError as error:
+            raise typer.BadParameter(one_line(error)) from None
         except (ValueError, OSError) as error:
             print(f"error: {one_line(error)}", file=sys.stderr)
             raise typer.Exit(FAILED) from None

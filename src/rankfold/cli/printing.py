@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from shlex import quote
 from typing import Any
 
 
@@ -50,6 +51,11 @@ def by_reason(left_out: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
 def named(names: Sequence[str]) -> str:
     """All of at most three names, or two and how many more."""
     return ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]} and {len(names) - 2} more"
+
+
+def typed(options: Iterable[tuple[str, object]]) -> str:
+    """Options as a shell takes them."""
+    return " ".join(f"{name} {quote(str(value))}" for name, value in options if value is not None)
 
 
 def tensors(number: int) -> str:

@@ -17,9 +17,9 @@ from rankfold.run.progress import Talk
 from rankfold.sites import is_pretrained, unwrap
 from rankfold.store import MANIFEST, StoreError, load, read_manifest
 from rankfold.zoo import Resolved, ZooError, load_weights, model_names, resolve
+from rankfold.zoo.data import names_code
 from rankfold.zoo.models import no_such
 from rankfold.zoo.pretrained import example_of, is_pretrained_name
-from rankfold.zoo.text import TEXT, TOKENS
 
 
 @plainly()
@@ -80,7 +80,7 @@ def code_named(model: str | None, data: str | None) -> str | None:
     """What must be said again, all at once, where a file names code of somebody's: ``model`` and ``data`` are what it
     names and nobody has said. None where that is nothing of the kind."""
     found = [("--model", model)] if model and ":" in model else []
-    found += [("--data", data)] if data and ":" in data and not data.startswith((TEXT, TOKENS)) else []
+    found += [("--data", data)] if data and names_code(data) else []
     if not found:
         return None
     made = " with ".join(name for _, name in found)

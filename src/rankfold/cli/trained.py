@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 
 import typer
 
@@ -29,10 +30,8 @@ def open_run(
     file, weights = directory / "config.yaml", directory / "model.safetensors"
     config = parse(read(file), file)
     if not weights.exists():
-        raise ConfigError(
-            f"{directory}: there is no model.safetensors yet: rankfold train {file} -o {directory} continues the "
-            "training"
-        )
+        again = f"rankfold train {quote(str(file))} -o {quote(str(directory))}"
+        raise ConfigError(f"{directory}: there is no model.safetensors yet: {again} continues the training")
     asked = code_named(config.model if spec is None else None, config.data if data is None else None)
     if asked is not None:
         raise ConfigError(f"{directory}: {asked}")

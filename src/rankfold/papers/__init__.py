@@ -13,6 +13,7 @@ from rankfold.papers.dlrt import experiments as _dlrt
 from rankfold.papers.index import Experiment, rows
 from rankfold.papers.lorita import experiments as _lorita
 from rankfold.papers.recovery import experiments as _recovery
+from rankfold.run.errors import UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,8 +35,8 @@ def reproduce(name: str, directory: str | Path, request: Request | None = None, 
     """Train what the experiment ``name`` needs, and write its tables and figures into ``directory``.
 
     Resumable: the same call takes up an interrupted run, and reads back what it finds finished under
-    ``directory/runs``. Raises ``ValueError`` for an unknown name, for an option that the experiment does not have, and
-    for data that are not there.
+    ``directory/runs``. Raises ``UsageError`` for an unknown name and for an option that the experiment does not have,
+    and ``ValueError`` for data that are not there.
     """
     from pathlib import Path
 
@@ -47,7 +48,7 @@ def reproduce(name: str, directory: str | Path, request: Request | None = None, 
     if name not in EXPERIMENTS:
         near = get_close_matches(name, EXPERIMENTS, n=1)
         meant = f": did you mean {near[0]}? The" if near else ": the"
-        raise ValueError(f"there is no experiment {name!r}{meant} names are {', '.join(sorted(EXPERIMENTS))}")
+        raise UsageError(f"there is no experiment {name!r}{meant} names are {', '.join(sorted(EXPERIMENTS))}")
     found = EXPERIMENTS[name]
     experiment = getattr(import_module(f"rankfold.papers.{found.module}"), found.function)
     asked = request or Request()

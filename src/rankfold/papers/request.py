@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from rankfold.induce import LORITA, LORITA_RELAXED
+from rankfold.run.errors import UsageError
 from rankfold.train import Recipe
 from rankfold.train.recipe import Precision
 
@@ -52,29 +53,29 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.setting not in get_args(Setting):
-            raise ValueError(f"setting must be stable, relaxed or paper, got {self.setting!r}")
+            raise UsageError(f"setting must be stable, relaxed or paper, got {self.setting!r}")
         if self.precision not in (None, *get_args(Precision)):
-            raise ValueError(f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}")
+            raise UsageError(f"precision must be one of {', '.join(get_args(Precision))}, got {self.precision!r}")
         for name in ("models", "depths", "decays", "seeds"):
             values = getattr(self, name)
             if values is not None and (not values or len(set(values)) < len(values)):
-                raise ValueError(f"{name}: give at least one, and none of them twice")
+                raise UsageError(f"{name}: give at least one, and none of them twice")
         if self.depths is not None and min(self.depths) < 1:
-            raise ValueError(f"depths: the number of composed matrices is at least 1, got {min(self.depths)}")
+            raise UsageError(f"depths: the number of composed matrices is at least 1, got {min(self.depths)}")
         for name in ("epochs", "train_samples", "trials"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise UsageError(f"{name} must be at least 1, got {value}")
         if self.tolerance is not None and not 0 <= self.tolerance < 1:
-            raise ValueError(f"tolerance is a difference of accuracies, at least 0 and below 1, got {self.tolerance:g}")
+            raise UsageError(f"tolerance is a difference of accuracies, at least 0 and below 1, got {self.tolerance:g}")
         if self.finetune_epochs is not None and self.finetune_epochs < 0:
-            raise ValueError(f"finetune_epochs must be at least 0, got {self.finetune_epochs}")
+            raise UsageError(f"finetune_epochs must be at least 0, got {self.finetune_epochs}")
         if self.finetune_rate is not None and not 0 < self.finetune_rate < float("inf"):
-            raise ValueError(f"finetune_rate must be positive, got {self.finetune_rate}")
+            raise UsageError(f"finetune_rate must be positive, got {self.finetune_rate}")
         if self.quick and self.data is not None:
-            raise ValueError(f"quick is on the bundled digits: leave quick or data {self.data!r} out")
+            raise UsageError(f"quick is on the bundled digits: leave quick or data {self.data!r} out")
         if self.jobs == 0:
-            raise ValueError("jobs must be a number of processes, or -1 for one on each core")
+            raise UsageError("jobs must be a number of processes, or -1 for one on each core")
 
     @property
     def start(self) -> Literal["balanced", "random"]:
@@ -82,9 +83,9 @@ class Request:
         return "random" if self.setting == "paper" else "balanced"
 
     def one_model(self, experiment: str) -> str:
-        """The only model; ``ValueError`` where there are more."""
+        """The only model; ``UsageError`` where there are more."""
         if len(self.models or ()) != 1:
-            raise ValueError(f"{experiment} compresses one network: give one model")
+            raise UsageError(f"{experiment} compresses one network: give one model")
         return (self.models or ())[0]
 
     def filled(self, standard: Request) -> Request:
@@ -97,11 +98,11 @@ class Request:
         return asdict(self) | {"weights": None if self.weights is None else str(self.weights)}
 
     def only(self, experiment: str, options: Set[str] = TRAINING) -> None:
-        """``ValueError`` for an option that is given and that the experiment does not have."""
+        """``UsageError`` for an option that is given and that the experiment does not have."""
         for field in fields(self):
             if field.name not in options and getattr(self, field.name) != field.default:
                 there = ", ".join(sorted(name.replace("_", "-") for name in options))
-                raise ValueError(f"{experiment} has no option {field.name.replace('_', '-')}: its options are {there}")
+                raise UsageError(f"{experiment} has no option {field.name.replace('_', '-')}: its options are {there}")
 
 
 def steadied(base: Recipe, asked: Request) -> Recipe:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import sqrt
 from pathlib import Path
+from shlex import quote
 from typing import Any, NotRequired
 
 from typing_extensions import TypedDict
@@ -64,7 +65,7 @@ def read_compared(directory: Path, name: str = "") -> Compared:
     if (run / TRAINING).is_file():
         raise StoreError(
             f"{directory}: rankfold train wrote it, and results of rankfold compress are compared here: judge it with "
-            f"rankfold evaluate {directory}, or compress {run / 'model.safetensors'} and compare that"
+            f"rankfold evaluate {quote(str(directory))}, or compress {run / 'model.safetensors'} and compare that"
         )
     if not (directory / RESULT).is_file():
         raise StoreError(

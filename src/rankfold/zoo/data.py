@@ -18,7 +18,7 @@ from rankfold.run.disk.given import how_to_give
 from rankfold.run.progress import lent, showing
 from rankfold.train.feed import length
 from rankfold.zoo.errors import ZooError
-from rankfold.zoo.folders import is_folder_spec, load_folder
+from rankfold.zoo.folders import has_own_transform, is_folder_spec, load_folder
 from rankfold.zoo.images import IMAGE_SETS, Progress, load_images
 from rankfold.zoo.kept import kept
 from rankfold.zoo.resolve import call_factory
@@ -39,6 +39,13 @@ _IGNORED = -100  # a label that leaves its sample out, as torch has it
 def data_names() -> tuple[str, ...]:
     """Every name that `load_data` knows."""
     return ("digits", *IMAGE_SETS)
+
+
+def names_code(spec: str) -> bool:
+    """Whether `load_data` would import code of somebody's for ``spec``: a factory, or a transform of pictures."""
+    if is_folder_spec(spec):
+        return has_own_transform(spec)
+    return ":" in spec and not spec.startswith((TEXT, TOKENS))
 
 
 @showing
@@ -86,7 +93,7 @@ def load_data(
         return reader.data(spec, download=download)
     if is_folder_spec(spec):
         return load_folder(spec, progress)
-    if ":" in spec:
+    if names_code(spec):
         with lent(progress):
             return _custom(spec)
     if spec == "digits":

@@ -77,6 +77,11 @@ def is_folder_spec(spec: str) -> bool:
     return spec.startswith((IMAGEFOLDER, PARQUET))
 
 
+def has_own_transform(spec: str) -> bool:
+    """Whether its settings name a function of somebody's."""
+    return any(setting.partition("=")[0] == "transform" for setting in spec.split(",")[1:])
+
+
 def load_folder(spec: str, progress: Progress | None = None) -> Data:
     """The data of `imagefolder:DIR` or `parquet:DIR`, as ``load_data`` has it.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -86,7 +87,7 @@ def demo(
         f"\n{removed} are gone, in {seconds:.0f} seconds."
         f"\nReport: {out / 'report.html'}"
         f"\n\nNext, smaller still, with another budget:"
-        f"\n  rankfold compress {MODEL} --weights {out / WEIGHTS} --data digits --budget flops=0.1 \\"
+        f"\n  rankfold compress {MODEL} --weights {quote(str(out / WEIGHTS))} --data digits --budget flops=0.1 \\"
         f"\n    --budget params=0.1 --finetune-epochs 10 -o {out.with_name('smaller')}"
     )
 

@@ -9,6 +9,7 @@ import typer
 
 from rankfold.cli.checks import check_idle
 from rankfold.cli.options import Json, Threads
+from rankfold.run.errors import UsageError
 
 _WHEN_NOT = "by default as the experiment has it"
 
@@ -94,11 +95,12 @@ def reproduce(
             depths=depths, decays=decays, seeds=seeds, tolerance=tolerance, epochs=epochs,
             finetune_epochs=finetune_epochs, finetune_rate=finetune_rate, train_samples=train_samples,
             precision=precision, weights=weights, trials=trials, data=data, jobs=jobs != 1,
+            threads=threads,
         )  # fmt: skip
         _index(as_json)
         return
     if name is None:
-        raise ValueError("give the NAME of an experiment: rankfold reproduce --list has them all")
+        raise UsageError("give the NAME of an experiment: rankfold reproduce --list has them all")
     from rankfold.cli.choices import set_threads
     from rankfold.cli.failure import Interrupted
     from rankfold.cli.printing import print_json
@@ -158,4 +160,4 @@ def _listed(option: str, text: str | None, kind: type) -> tuple | None:
     try:
         return tuple(kind(part.strip()) for part in text.split(","))
     except ValueError:
-        raise ValueError(f"--{option} takes values separated by commas, got {text!r}") from None
+        raise UsageError(f"--{option} takes values separated by commas, got {text!r}") from None

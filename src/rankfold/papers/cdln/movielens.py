@@ -34,6 +34,7 @@ from rankfold.recover import (
 )
 from rankfold.recover.choose import BURN_IN, DRAWS
 from rankfold.recover.measurements.observed import observed
+from rankfold.run.errors import UsageError
 
 RANK, ALPHA = 10, 5.0  # the paper's
 # The paper's η is 0.5, its ε and whether ratings are centred are not told. On centred ratings 0.5 is what `rate=None`
@@ -81,7 +82,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     request.only("cdln-movielens", {"quick", "seeds"})
     seeds = request.seeds or (0,)
     if not set(seeds) <= set(range(SPLITS)):
-        raise ValueError(f"cdln-movielens has {SPLITS} splits: seeds from 0 to {SPLITS - 1}, got {max(seeds)}")
+        raise UsageError(f"cdln-movielens has {SPLITS} splits: seeds from 0 to {SPLITS - 1}, got {max(seeds)}")
     table: list[dict[str, Any]] = []
     told: list[str] = []
     ratios: list[float] = []

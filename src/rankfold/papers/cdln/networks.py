@@ -26,6 +26,7 @@ from rankfold.papers.runs import device, one_thread, restricted
 from rankfold.papers.writing import Outcome, band, panels
 from rankfold.pipeline import Tell
 from rankfold.run.cells import Kept, run_cells
+from rankfold.run.errors import UsageError
 from rankfold.train import Progress, evaluate, fit
 from rankfold.zoo import load_data
 
@@ -41,11 +42,11 @@ def _reproduce(family: str, request: Request, directory: Path, tell: Tell) -> Ou
     experiment, kind = f"cdln-{family}", FAMILIES[family]
     request.only(experiment, TRAINING - {"depths", "decays", "tolerance"})
     if request.setting == "relaxed":
-        raise ValueError(f"{experiment} has no setting relaxed: there are stable and paper")
+        raise UsageError(f"{experiment} has no setting relaxed: there are stable and paper")
     asked = request.filled(replace(QUICK, epochs=kind.quick_epochs) if request.quick else FULL)
     unknown = sorted(set(asked.models or ()) - set(VARIANTS))
     if unknown:
-        raise ValueError(f"{experiment} has no model {unknown[0]!r}: there are {', '.join(VARIANTS)}")
+        raise UsageError(f"{experiment} has no model {unknown[0]!r}: there are {', '.join(VARIANTS)}")
     base = kind.paper if asked.setting == "paper" else kind.stable
     base = replace(base, epochs=asked.epochs or base.epochs, precision=asked.precision or base.precision)
     source, width, depth = kind.data, kind.width, kind.depth

@@ -168,12 +168,7 @@ def remarks(table: pd.DataFrame, chains: list[dict[str, Any]]) -> list[str]:
         f"λ = .272 σ²; in layer 2, the one drawn, {drawn} of them fall on its predicted side, and {right} in all four "
         f"layers (relative distance to rank K below or above {BETWEEN}).",
     ]
-    beyond, before = (judged[(judged["decay_over_predicted"] > 1) == side] for side in (True, False))
-    most, least = beyond["distance_most"].max(), before["distance_least"].min()
-    told.append(
-        f"Over all layers of these cells the distance is at most {most:.3g} beyond the predicted transition, at least "
-        f"{least:.3g} before it: {'any bound between the two' if most < least else 'no bound'} tells them apart."
-    )
+    told.append(apart(judged))
     told += [
         f"Not in all layers: λ = {row.decay:.3g}, σ = {row.sigma:.3g}, seed {row.seed}: {row.state}, distances "
         f"{row.distance_least:.3g} to {row.distance_most:.3g}, gradient {row.gradient:.1e}."
@@ -186,6 +181,21 @@ def remarks(table: pd.DataFrame, chains: list[dict[str, Any]]) -> list[str]:
         f"proposition 4.1's bound (t = 1) in {int((2 * table['wcss_best'] <= table['tcv_bound']).sum())}."
     )
     return told
+
+
+def apart(judged: pd.DataFrame) -> str:
+    """Whether one bound on the distance tells the two sides of the predicted transition apart, in a sentence."""
+    beyond, before = (judged[(judged["decay_over_predicted"] > 1) == side] for side in (True, False))
+    empty = [side for side, cells in (("beyond", beyond), ("before", before)) if cells.empty]
+    if empty:
+        return (
+            f"None of these cells lies {' or '.join(empty)} the predicted transition: there is nothing to tell apart."
+        )
+    most, least = beyond["distance_most"].max(), before["distance_least"].min()
+    return (
+        f"Over all layers of these cells the distance is at most {most:.3g} beyond the predicted transition, at least "
+        f"{least:.3g} before it: {'any bound between the two' if most < least else 'no bound'} tells them apart."
+    )
 
 
 def figure(table: pd.DataFrame) -> Figure:

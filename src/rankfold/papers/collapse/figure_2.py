@@ -142,7 +142,7 @@ def remarks(table: pd.DataFrame, chains: list[dict[str, Any]]) -> list[str]:
     falls = []
     for _, part in table.groupby(["variance", "seed"]):
         values = part.sort_values("decay")["distance"].to_numpy()
-        falls.append(bool(values[-1] <= values[0] + 1e-9))
+        falls += [bool(values[-1] <= values[0] + 1e-9)] if len(values) > 1 else []
     over = int((table["ridge_distance"] > table["ridge_printed"] * (1 + 1e-9)).sum())
     over += int((table["ridge_distance"] > table["ridge_sharper"] * (1 + 1e-9)).sum())
     told = [
@@ -150,7 +150,8 @@ def remarks(table: pd.DataFrame, chains: list[dict[str, Any]]) -> list[str]:
         f"Factor decay is the Schatten threshold, not ridge: of {len(low)} cells with a product above 0 the trained "
         f"product is nearer to the threshold in {nearer}; relative difference {low['against_threshold'].median():.2g} "
         f"against {low['against_ridge'].median():.2g} (medians). The closed form (21) has decay on the product.",
-        f"The distance is no larger at the largest λ than at the smallest in {sum(falls)} of {len(falls)} columns.",
+        f"The distance is no larger at the largest λ than at the smallest in {sum(falls)} of {len(falls)} columns"
+        f"{'' if falls else ': there is one λ'}.",
         f"Theorem 5.3, printed and sharper, on ridge: {over} violations in {2 * len(table)} comparisons; the printed "
         f"bound is vacuous in {int(table['vacuous'].sum())} of {len(table)} cells.",
         chain_remark(chains),

@@ -125,17 +125,23 @@ class Falls:
 
 
 def falls(along: pd.Series, values: pd.Series) -> Falls:
-    """``values`` over ``along``, in any order; −1 is a series that never rises. NaN for a constant one."""
+    """``values`` over ``along``, in any order; −1 is a series that never rises. NaN for a constant or a single one."""
     ordered = pd.DataFrame({"along": along.astype(float), "values": values.astype(float)}).sort_values("along")
     steps = np.diff(ordered["values"].to_numpy())
     return Falls(int((steps < 0).sum()), len(steps), float(ordered["along"].corr(ordered["values"], method="spearman")))
 
 
 def in_words(found: list[Falls], steps: str) -> str:
-    """Several series together."""
+    """Several series together; the mean is of those that have a correlation."""
     down, total = sum(each.down for each in found), sum(each.steps for each in found)
-    mean = np.nanmean([each.correlation for each in found])
-    return f"falls in {down} of {total} {steps}, rank correlation {mean:.3f} in the mean of {len(found)} series"
+    known = [each.correlation for each in found if not np.isnan(each.correlation)]
+    if not total:
+        return f"has a single value in each of {len(found)} series, and no {steps} to fall in"
+    if not known:
+        return f"falls in {down} of {total} {steps}, and is constant in each of {len(found)} series"
+    return (
+        f"falls in {down} of {total} {steps}, rank correlation {np.mean(known):.3f} in the mean of {len(known)} series"
+    )
 
 
 def _curves(found: list[dict[str, Any]]) -> list[Falls]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +102,14 @@ def middle(found: list[dict[str, Any]], along: str) -> pd.DataFrame:
 
 
 def spread(table: pd.DataFrame, along: str, decay: float, measure: str) -> float:
-    """(largest − least) / least of a measure, averaged over seeds, along width or depth at one λ."""
+    """(largest − least) / least of a measure, averaged over seeds, along width or depth at one λ. NaN where the least
+    is 0, that of a zero matrix."""
     means = table[table["decay"] == decay].groupby(along)[measure].mean()
-    return float(means.max() / means.min() - 1)
+    return float(means.max() / means.min() - 1) if means.min() > 0 else math.nan
+
+
+def _said(spread: float) -> str:
+    return "not defined, as a matrix is zero" if math.isnan(spread) else f"{spread:.1%}"
 
 
 def remarks(table: pd.DataFrame, along: str, found: list[dict[str, Any]]) -> list[str]:
@@ -116,7 +122,7 @@ def remarks(table: pd.DataFrame, along: str, found: list[dict[str, Any]]) -> lis
     least, most = table[along].min(), table[along].max()
     for decay in sorted(table["decay"].unique(), reverse=True):
         spreads = [
-            f"{label} {spread(table, along, decay, prefix + measure):.1%}"
+            f"{label} {_said(spread(table, along, decay, prefix + measure))}"
             for prefix, measures in (
                 ("", MEASURES),
                 ("mean_", {"stable_rank": "mean stable rank of all hidden matrices"}),

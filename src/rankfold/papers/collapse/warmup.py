@@ -16,6 +16,7 @@ from rankfold.papers.request import SMALL, Request
 from rankfold.papers.runs import computed
 from rankfold.papers.writing import Outcome, band, panels
 from rankfold.pipeline import Tell
+from rankfold.run.errors import UsageError
 from rankfold.run.progress import Progress
 from rankfold.train import evaluate
 
@@ -43,7 +44,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     quickly = request.quick
     seeds = request.seeds or ((0, 1) if quickly else (0, 1, 2, 3, 4))
     if len(request.decays or ()) > 1:
-        raise ValueError(f"{NAME} takes one weight decay, got {len(request.decays or ())}")
+        raise UsageError(f"{NAME} takes one weight decay, got {len(request.decays or ())}")
     decay = (request.decays or (1e-4,))[0]
     shape = shape_of(
         request,

@@ -21,6 +21,7 @@ from rankfold.papers.runs import computed, one_thread, restricted, time_remark
 from rankfold.papers.writing import Outcome, colour, panels
 from rankfold.pipeline import Tell
 from rankfold.pipeline.adaptation import AdaptSettings, NothingLearntError, adapt
+from rankfold.run.errors import UsageError
 from rankfold.run.progress import Progress
 from rankfold.train import evaluate
 
@@ -62,9 +63,9 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     asked = request.filled(QUICK if request.quick else FULL)
     tasks, seeds, count = asked.models or (), asked.seeds or (), asked.trials or 1
     if unknown := [name for name in tasks if name not in TASKS]:
-        raise ValueError(f"adaptation-table has no task {unknown[0]!r}: there are {', '.join(TASKS)}")
+        raise UsageError(f"adaptation-table has no task {unknown[0]!r}: there are {', '.join(TASKS)}")
     if count > len(RATES):
-        raise ValueError(f"adaptation-table has {len(RATES)} settings of each method: trials are at most so many")
+        raise UsageError(f"adaptation-table has {len(RATES)} settings of each method: trials are at most so many")
     for name in tasks:
         tell.say(f"{name}: {TASKS[name].words}")
         train_base(name, directory / BASES)

@@ -15,6 +15,7 @@ from rankfold.papers.request import FIXED, Request
 from rankfold.papers.runs import computed, time_remark
 from rankfold.papers.writing import Outcome, look, panels
 from rankfold.pipeline import Tell
+from rankfold.run.errors import UsageError
 
 FULL = Request(models=("fcn", "lenet5", "transformer"), seeds=(0, 1, 2), epochs=6, trials=20)
 QUICK = Request(models=("quick",), seeds=(0, 1), epochs=8, trials=2)
@@ -28,7 +29,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     unknown = sorted(set(asked.models or ()) - set(GROUNDS))
     if unknown:
         known = ", ".join(name for name in GROUNDS if name != "quick")
-        raise ValueError(f"ways-to-low-rank has no network {unknown[0]!r}: there are {known}")
+        raise UsageError(f"ways-to-low-rank has no network {unknown[0]!r}: there are {known}")
     seeds = asked.seeds or ()
 
     def case(network: str, share: float, way: str, number: int, seed: int) -> Case:

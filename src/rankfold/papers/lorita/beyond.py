@@ -17,6 +17,7 @@ from rankfold.papers.request import GIVEN, TRAINING, Request
 from rankfold.papers.runs import device, given, short
 from rankfold.papers.writing import Outcome
 from rankfold.pipeline import Tell
+from rankfold.run.errors import UsageError
 from rankfold.zoo import load_data
 
 NAME = "lorita-beyond"
@@ -29,7 +30,7 @@ def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
     """One network trained with N = 3, or the one of ``weights``, compressed in both ways to every size."""
     request.only(NAME, (GIVEN if request.weights else TRAINING | GIVEN) | {"finetune_rate", "depths"})
     if request.depths not in (None, (DEPTH,)):
-        raise ValueError(f"{NAME} trains with N = {DEPTH}: leave depths out")
+        raise UsageError(f"{NAME} trains with N = {DEPTH}: leave depths out")
     asked = replace(isvt.defaults(request, TABLE_2), depths=(DEPTH,))
     data = load_data(quick.DATA if asked.quick else "cifar10")
     epochs, grid = asked.finetune_epochs or 0, pd.DataFrame()

@@ -20,6 +20,7 @@ from rankfold.papers.runs import Trained, device, short
 from rankfold.papers.selection import images, tuned
 from rankfold.papers.writing import Outcome, look, panels
 from rankfold.pipeline import Tell
+from rankfold.run.errors import UsageError
 from rankfold.train import Augment, Recipe
 from rankfold.zoo import Data, load_data
 
@@ -45,7 +46,7 @@ def reproduce(
     request.only(name, TRAINING | {"finetune_epochs", "finetune_rate", *(() if full.data else ("data",))})
     asked = defaults(request, published, full)
     if not asked.quick and asked.data is None:
-        raise ValueError(f"{name} has no data of its own: give --data imagefolder:DIR, a folder with train and val")
+        raise UsageError(f"{name} has no data of its own: give --data imagefolder:DIR, a folder with train and val")
     data = load_data(quick.DATA if asked.quick else asked.data or "", progress=tell.progress)
     runs, grid = trained(asked, data, directory, tell)
     epochs, models, way = asked.finetune_epochs or 0, asked.models or (), ISVT.at(asked.finetune_rate)

@@ -1,7 +1,8 @@
 """Truncation that sees data against truncation that does not: the motivation of the recovery-guarantees paper.
 
-A trained network is brought to the same sizes by singular value truncation, by projection on the outputs, by
-sequential projection and by its ReLU-aware form: layer by layer, end to end, before and after fine-tuning.
+A trained network is brought to the same sizes by singular value truncation of the weights alone (as it is, and with
+BatchNorm corrected on the images that the other ways see), by projection on the outputs, by sequential projection and
+by its ReLU-aware form: layer by layer, end to end, before and after fine-tuning.
 """
 
 from __future__ import annotations
@@ -35,19 +36,22 @@ NAME = "recovery-layers"
 QUICK = Request(models=(quick.CONVOLUTIONAL,), depths=(1,), decays=(5e-4,), seeds=(0,), epochs=4, finetune_epochs=1)
 FULL = Request(models=("fcn-6",), depths=(1,), decays=(1e-4,), seeds=(0, 1, 2), epochs=20, finetune_epochs=5)
 RECIPE = replace(LORITA, warmup=0.1)
-WAYS = tuple(
+BLIND = Optimal(probes=0)  # between layers, too: the ranks are those of a plan that is made without data
+TRUNCATIONS = (
+    Way("truncation, without data", "truncate", BLIND, distilled=True),
+    Way("truncation, BatchNorm corrected", "truncate", BLIND, repaired=True, distilled=True),
+)
+WITH_DATA = tuple(
     Way(name, method, Optimal(), repaired=True, distilled=True)
-    for name, method in (
-        ("truncation, without data", "truncate"), ("projection", "project"), ("sequential", "sequential"),
-        ("ReLU-aware", "relu"),
-    )
-)  # fmt: skip
+    for name, method in (("projection", "project"), ("sequential", "sequential"), ("ReLU-aware", "relu"))
+)
+WAYS = TRUNCATIONS + WITH_DATA
 TRAINED = GIVEN | TRAINING - {"depths", "setting", "precision"}  # one recipe, and no products
 KEPT, QUICK_KEPT = (0.7, 0.5, 0.4, 0.3), (0.5,)  # of the FLOPs; parameters follow
 
 
 def reproduce(request: Request, directory: Path, tell: Tell) -> Outcome:
-    """Train one network for each seed (or read ``weights``), compress it in four ways to each size, fine-tune it."""
+    """Train one network for each seed (or read ``weights``), compress it in five ways to each size, fine-tune it."""
     request.only(NAME, GIVEN if request.weights else TRAINED)
     asked = request.filled(QUICK if request.quick else FULL)
     model = asked.one_model(NAME)
@@ -130,7 +134,7 @@ def sentences(points: pd.DataFrame, layers: pd.DataFrame) -> list[str]:
         tuned_ = [f"{row['fine-tuned']:.2f}" for row in rows]
         fine = "" if "nan" in tuned_ else f"; fine-tuned {', '.join(tuned_)} %"
         said.append(f"At {100 * (1 - keep):.0f} % of the FLOPs removed: {', '.join(parts)}{fine}.")
-    told = map(gain_told, layers.loc[layers["method"] == WAYS[-1].name, "certificate"])
+    told = map(gain_told, layers.loc[layers["method"] == WITH_DATA[-1].name, "certificate"])
     gains = [100 * gain for gain in told if gain is not None]
     if gains:
         said.append(
@@ -138,7 +142,7 @@ def sentences(points: pd.DataFrame, layers: pd.DataFrame) -> list[str]:
             f"({min(gains):.1f} to {max(gains):.1f} %, {len(gains)} layers), on the rows it was fitted to."
         )
     held = layers.assign(ratio=layers["held-out"] / layers["predicted"].clip(lower=1e-9))
-    with_data = held[held["method"] != WAYS[0].name]
+    with_data = held[held["method"].isin([way.name for way in WITH_DATA])]
     if len(with_data):
         said.append(
             f"Held-out errors of layers are {with_data['ratio'].median():.2f} times the predicted ones in the median "
@@ -163,12 +167,12 @@ def figure(points: pd.DataFrame) -> Figure:
 
 
 def layer_figure(layers: pd.DataFrame) -> Figure:
-    """Held-out error of every layer at the smallest size."""
+    """Held-out error of every layer at the smallest size; BatchNorm has no part in it."""
     smallest = layers[layers["kept FLOPs"] == layers["kept FLOPs"].min()]
     order = list(dict.fromkeys(smallest["site"]))
     with panels(1, 1, (6.0, 2.6)) as (drawing, axes):
         panel = axes[0, 0]
-        for number, way in enumerate(WAYS):
+        for number, way in enumerate((TRUNCATIONS[0], *WITH_DATA)):
             line = smallest[smallest["method"] == way.name].groupby("site")["held-out"].mean()
             at = [place for place, site in enumerate(order) if site in line.index]
             panel.plot(at, [line[order[place]] for place in at], label=way.name, linewidth=0.8, **look(number))

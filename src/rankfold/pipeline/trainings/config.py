@@ -18,6 +18,7 @@ from rankfold.induce.dynamic.condition import Conditioning
 from rankfold.induce.dynamic.cut import TOLERANCE
 from rankfold.induce.ways import WAYS, Way, settings_of, way_named
 from rankfold.objectives import objective_named
+from rankfold.run.errors import UsageError
 from rankfold.train import Augment, Distill, Plateau, Recipe, Relax
 from rankfold.train.recipe import Decay
 from rankfold.zoo import ZooError, default_data
@@ -202,11 +203,11 @@ def overridden(values: Mapping[str, Any], settings: Sequence[str]) -> dict[str, 
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not key or not equals:
-            raise ConfigError(f"--set {setting}: give KEY=VALUE, such as --set weight_decay=1e-3")
+            raise UsageError(f"--set {setting}: give KEY=VALUE, such as --set weight_decay=1e-3")
         try:
             changed = with_key(changed, key, text if text.startswith("*") else yaml.safe_load(text))
         except yaml.YAMLError as error:
-            raise ConfigError(f"--set {setting}: this is not YAML: {' '.join(str(error).split())}") from None
+            raise UsageError(f"--set {setting}: this is not YAML: {' '.join(str(error).split())}") from None
         if key == "depth":
             plain = setting
     low = next((key for key in ("dlrt", "way") if values.get(key) and changed[key]), None)

@@ -137,13 +137,16 @@ def _swept(asked: Sweep, scheduler: str | None, restart: bool, tell: Tell) -> Sw
         say=tell.say,
     )  # fmt: skip
     kind = next((o.validation.judged for o in outcomes if isinstance(o, TrainResult)), _ACCURACY)
-    runs = pd.DataFrame([_row(asked, *each, kind) for each in zip(asked.runs, outcomes, strict=True)])
+    rows = [_row(asked, *each, kind) for each in zip(asked.runs, outcomes, strict=True)]
+    settings = {key: pd.Series([row[key] for row in rows], dtype=object) for key in asked.grid}
+    runs = pd.DataFrame(rows).assign(**settings)  # as they were given: of None and 4, pandas makes NaN and 4.0
     table = selection(runs, list(asked.grid), kind.name, kind.higher)
     keys = [key for key in asked.grid if key != "seed"]
     chosen = runs.merge(table[[*keys, "selected"]], on=keys, how="left") if keys else runs.assign(selected=True)
     chosen.loc[~chosen["selected"], f"test_{kind.name}"] = float("nan")
     result = SweepResult(chosen, table, asked.out, replace(kind, value=float("nan")))
-    write_atomically(asked.out / "sweep.csv", chosen.to_csv(index=False).encode())
+    written = chosen.assign(**{key: chosen[key].map(said) for key in asked.grid})
+    write_atomically(asked.out / "sweep.csv", written.to_csv(index=False).encode())
     write_atomically(asked.out / "sweep.json", (json.dumps(result.to_dict(), indent=1) + "\n").encode())
     return result
 
@@ -219,6 +222,11 @@ def _row(asked: Sweep, config: TrainConfig, outcome: TrainResult | str, kind: Fi
 
 def _cell(value: Any) -> Any:
     return json.dumps(value) if isinstance(value, list | dict) else value
+
+
+def said(value: Any) -> str:
+    """A value of the grid in `sweep.csv` and in what is printed, as a YAML file has it where there is none."""
+    return "null" if value is None else str(value)
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from enum import StrEnum
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -27,7 +26,7 @@ from rankfold.cli.options import (
     Weights,
     Windows,
 )
-from rankfold.cli.printing import count, percent, print_json, print_table
+from rankfold.cli.printing import count, percent, print_json, print_table, typed
 
 if TYPE_CHECKING:
     from rankfold.pipeline.advice.look import Advice
@@ -94,11 +93,6 @@ def advise(
     ]
     named += [("--objective", objective), *(("--only", each) for each in only), *(("--exclude", e) for e in exclude)]
     print_advice(found, quote(model), typed(named))
-
-
-def typed(options: Iterable[tuple[str, object]]) -> str:
-    """Options as a shell takes them."""
-    return " ".join(f"{name} {quote(str(value))}" for name, value in options if value is not None)
 
 
 def print_advice(found: Advice, model: str, extra: str) -> None:

@@ -79,14 +79,16 @@ def sweep(
 
 def print_sweep(result: SweepResult) -> None:
     """A row for each combination; the selected ones carry a star and their figure on the test split."""
+    from rankfold.pipeline.trainings.sweep import said
+
     table = result.table
     keys = [str(key) for key in table.columns[: table.columns.get_loc("runs")]]
     lines = []
     for row in table.to_dict("records"):
-        odd = [f"{row[what]} of {row['runs']} {said}" for what, said in _ODD.items() if row[what]]
+        odd = [f"{row[what]} of {row['runs']} {how}" for what, how in _ODD.items() if row[what]]
         lines.append(
             [
-                *(str(row[key]) for key in keys),
+                *(said(row[key]) for key in keys),
                 str(row["runs"] - row["failed"]),
                 _with_deviation(result.figure, row["validation_mean"], row["validation_std"]),
                 "*" if row["selected"] else "",

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rankfold.cli.failure import FAILED, Interrupted
 from rankfold.cli.options import Download, Json, ObjectiveName, Restart, Threads
-from rankfold.cli.printing import count, print_json, print_table
+from rankfold.cli.printing import count, print_json, print_table, typed
 
 if TYPE_CHECKING:
     from rankfold.pipeline import TrainResult
@@ -95,11 +96,11 @@ def train(
     if as_json:
         print_json(result.to_dict())
         return
-    print_result(result)
+    print_result(result, asked.objective)
 
 
-def print_result(result: TrainResult) -> None:
-    """What was reached, what is odd about it, and what can be done next."""
+def print_result(result: TrainResult, objective: str | None = None) -> None:
+    """What was reached, what is odd about it, and what can be done next; by the ``objective`` that was asked for."""
     judged = result.validation.judged
     composed = f", {count(result.trained_params)} in factors while training" if result.depth > 1 else ""
     if result.small is not None:
@@ -120,8 +121,9 @@ def print_result(result: TrainResult) -> None:
     print(f"\nmodel: {weights}")
     if result.small is not None:
         print(f"small: {result.small}, the same network in its factors")
-        code = f" --model {result.model}" if ":" in result.model else ""
-        print(f"next: rankfold export {result.small}{code} --to onnx -o small.onnx")
+        code = result.model if ":" in result.model else None
+        asked = typed([("--model", code), ("--to", "onnx"), ("-o", "small.onnx")])
+        print(f"next: rankfold export {quote(result.small)} {asked}")
         return
-    asked = f"{result.model} --weights {weights} --data {result.data}"
-    print(f"next: rankfold compress {asked} --budget params=0.5 -o small")
+    asked = typed([("--weights", weights), ("--data", result.data), ("--objective", objective)])
+    print(f"next: rankfold compress {quote(result.model)} {asked} --budget params=0.5 -o small")
