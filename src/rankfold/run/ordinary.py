@@ -1,8 +1,8 @@
 """Work that takes gradients or changes weights, called within ``torch.inference_mode()`` or ``torch.autocast``.
 
-In inference mode no gradient is taken, whatever is asked for, and every tensor made there can never be trained. Autocast
-keeps the copies of weights that it has rounded until its outermost context ends: whatever is learnt meanwhile, a network
-would go on computing with what it began with.
+In inference mode no gradient is taken, whatever is asked for, and every tensor made there can never be trained.
+Autocast keeps the copies of weights that it has rounded until its outermost context ends: whatever is learnt meanwhile,
+a network would go on computing with what it began with.
 """
 
 from __future__ import annotations
