@@ -15,10 +15,10 @@ from rankfold.sites.adapters import why_adapted
 
 
 class Decision(NamedTuple):
-    """What became of one site. ``form``: "training" of a layer that is trained in other shapes than it is stored in.
-    ``parameter``: the name that its weight had, with the path. ``alike``: the layer is of
-    the kind and shapes that the architecture gives it, only filled anew. ``first``: the site that holds the factor that
-    this one shares, which gives ``rows`` of its outputs."""
+    """What became of one site. ``parameter``: the name that its weight had, with the path. ``form``: "training" of a
+    layer that is trained in other shapes than it is stored in. ``alike``: the layer is of the kind and shapes that the
+    architecture gives it, only filled anew. ``first``: the site that holds the factor that this one shares, which gives
+    ``rows`` of its outputs."""
 
     site: str
     parameter: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from rankfold.batches import batches_of, forward, labels_of
@@ -39,8 +40,8 @@ def correlations(root: nn.Module, targets: Mapping[str, Target], data: Any, samp
         with evaluating(root), before(root, {target.module: watch(name) for name, target in targets.items()}):
             forward(root, batch)
         for name, found in inputs.items():
-            features = sum(_by_sample(targets[name], x, len(classes), places.get(name)) for x in found)
-            sums[name] = _added(sums.get(name), classes, features.cpu())  # type: ignore[union-attr]
+            features = [_by_sample(targets[name], x, len(classes), places.get(name)).cpu() for x in found]
+            sums[name] = _added(sums.get(name), classes, torch.stack(features).sum(0))
     missing = [name for name in targets if name not in sums]
     if missing:
         raise ValueError(

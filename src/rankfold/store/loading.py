@@ -114,7 +114,7 @@ def load(directory: str | Path, model: nn.Module | None = None) -> Stored:
 
 
 def _bottlenecks(content: bytes) -> Bottlenecks:
-    from rankfold.compress.slicing.bottlenecks import Bottlenecks  # as above
+    from rankfold.compress.slicing.bottlenecks import Bottlenecks  # with much that others do not need
 
     return Bottlenecks.from_bytes(content, BOTTLENECKS)
 
