@@ -49,6 +49,7 @@ def test_help_does_not_wait_for_torch():
         "try:\n    main()\n"
         "except SystemExit as end:\n    assert not end.code\n"
         "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules\n"
+        "assert not [name for name in sys.modules if name.startswith('rankfold.cli.verbs')]\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

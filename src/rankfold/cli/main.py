@@ -2,36 +2,55 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
 from rankfold.cli.failure import told
-from rankfold.cli.verbs.analysis.advise import advise
-from rankfold.cli.verbs.analysis.analyze import analyze
-from rankfold.cli.verbs.analysis.collapse import collapse
-from rankfold.cli.verbs.analysis.evaluate import evaluate
-from rankfold.cli.verbs.analysis.report import report
-from rankfold.cli.verbs.analysis.robustness import robustness
-from rankfold.cli.verbs.compression.apply import apply
-from rankfold.cli.verbs.compression.compress import compress
-from rankfold.cli.verbs.compression.export import export
-from rankfold.cli.verbs.compression.plan import plan
-from rankfold.cli.verbs.compression.show import show
-from rankfold.cli.verbs.compression.slice import slice_
-from rankfold.cli.verbs.demo import demo
-from rankfold.cli.verbs.doctor import doctor
-from rankfold.cli.verbs.recover import recover
-from rankfold.cli.verbs.reproduce import reproduce
-from rankfold.cli.verbs.training.adapt import adapt
-from rankfold.cli.verbs.training.extract import extract
-from rankfold.cli.verbs.training.sweep import sweep
-from rankfold.cli.verbs.training.train import train
+
+VERBS = {  # its module, and what it does in a few words: as in docs/command-line.md
+    "demo": ("demo", "Shows everything once, on bundled data."),
+    "doctor": ("doctor", "Shows what is installed, what is missing, and which form saves time."),
+    "train": ("training.train", "Trains a network, ordinary or as products of factors."),
+    "sweep": ("training.sweep", "Trains a grid of runs and selects weight decay."),
+    "advise": ("analysis.advise", "Tells what would pay off, in plain words."),
+    "analyze": ("analysis.analyze", "Prints the ranks of every matrix."),
+    "collapse": ("analysis.collapse", "Explains why layers are low-rank: clusters, neural collapse, bounds."),
+    "plan": ("compression.plan", "Chooses ranks within a budget, and changes nothing."),
+    "show": ("compression.show", "Prints a plan."),
+    "apply": ("compression.apply", "Carries a plan out and saves the model."),
+    "compress": ("compression.compress", "Does it all: plan, apply, repair, fine-tune, evaluate, save, report."),
+    "slice": ("compression.slice", "Makes a compressed network still smaller, without data."),
+    "evaluate": ("analysis.evaluate", "Measures quality, cost and latency."),
+    "report": ("analysis.report", "Puts several results side by side in one page."),
+    "robustness": ("analysis.robustness", "Measures accuracy under attack, and what each layer amplifies."),
+    "export": ("compression.export", "Writes ONNX, torch.export, or a dense folder."),
+    "adapt": ("training.adapt", "Trains an adapter of low rank."),
+    "extract": ("training.extract", "Extracts an adapter from two checkpoints, or from adapters."),
+    "recover": ("recover", "Completes a matrix from some of its entries."),
+    "reproduce": ("reproduce", "Trains and draws a table or figure of a paper again."),
+}
+SETTINGS: dict[str, Any] = {"add_completion": False, "pretty_exceptions_enable": False, "rich_markup_mode": None}
+
+
+def verb(name: str) -> Any:
+    """The command of this name with all its options; no other is imported."""
+    place, _ = VERBS[name]
+    inside = vars(import_module(f"rankfold.cli.verbs.{place}"))
+    one = typer.Typer(**SETTINGS)
+    one.command(name)(told(inside.get(name) or inside[f"{name}_"]))  # as slice_, whose name is Python's
+    return typer.main.get_command(one)
 
 
 class Verbs(TyperGroup):
-    """Says what is wrong with an argument without the words that a library puts before it."""
+    """Makes the command that is asked for; says what is wrong with an argument without the words that a library puts
+    before it."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, name and verb(name), rest  # none while an unknown one is completed
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -39,6 +58,10 @@ class Verbs(TyperGroup):
         except typer.BadParameter as error:
             error.message = error.message.removeprefix("Value error, ")
             raise
+
+
+def _later() -> None:
+    """In place of a command until it is asked for."""
 
 
 app = typer.Typer(
@@ -55,30 +78,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-VERBS = (  # with what each does, in a few words: as in docs/command-line.md
-    (demo, "Shows everything once, on bundled data."),
-    (doctor, "Shows what is installed, what is missing, and which form saves time."),
-    (train, "Trains a network, ordinary or as products of factors."),
-    (sweep, "Trains a grid of runs and selects weight decay."),
-    (advise, "Tells what would pay off, in plain words."),
-    (analyze, "Prints the ranks of every matrix."),
-    (collapse, "Explains why layers are low-rank: clusters, neural collapse, bounds."),
-    (plan, "Chooses ranks within a budget, and changes nothing."),
-    (show, "Prints a plan."),
-    (apply, "Carries a plan out and saves the model."),
-    (compress, "Does it all: plan, apply, repair, fine-tune, evaluate, save, report."),
-    (slice_, "Makes a compressed network still smaller, without data."),
-    (evaluate, "Measures quality, cost and latency."),
-    (report, "Puts several results side by side in one page."),
-    (robustness, "Measures accuracy under attack, and what each layer amplifies."),
-    (export, "Writes ONNX, torch.export, or a dense folder."),
-    (adapt, "Trains an adapter of low rank."),
-    (extract, "Extracts an adapter from two checkpoints, or from adapters."),
-    (recover, "Completes a matrix from some of its entries."),
-    (reproduce, "Trains and draws a table or figure of a paper again."),
-)
-for verb, does in VERBS:
-    app.command(verb.__name__.rstrip("_"), short_help=does)(told(verb))
+for name, (_, does) in VERBS.items():
+    app.command(name, short_help=does)(_later)
 
 
 @app.callback(invoke_without_command=True)
