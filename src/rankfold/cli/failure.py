@@ -11,7 +11,6 @@ from typing import Any
 import typer
 
 from rankfold.run.errors import UsageError
-from rankfold.run.processes.memory import settled
 
 FAILED, INTERRUPTED = 1, 130
 
@@ -36,6 +35,8 @@ def told(verb: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(verb)
     def command(*args: Any, **kwargs: Any) -> None:
+        from rankfold.run.processes.memory import settled  # help does without
+
         if sys.stderr.isatty():  # a person waits, and torch takes seconds to load
             print(f"rankfold {name}: {' '.join(does.split())}", file=sys.stderr, flush=True)
         settled()
