@@ -112,3 +112,92 @@ def test_a_network_whose_layers_have_three_factors_is_restored():
     small = rf.apply_(copy.deepcopy(model), rf.plan(model, rf.Ranks({"2": 3}), "tucker", data))
     found = restore_(small, model, data, params=80, steps=30, batch_size=16)
     assert found.after < found.before
+
+
+class Gated(nn.Module):
+    """A block whose inner channels may be rescaled: a factor on the way in is made good on the way out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(12, 24), nn.Linear(24, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.down(torch.relu(self.up(x)))
+
+
+def test_a_network_that_is_rescaled_exactly_is_restored_exactly_as_before():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(Gated(), Gated(), nn.Linear(12, 6)).eval()
+        data = list(torch.randn(256, 12).split(32))
+    small = rf.apply_(copy.deepcopy(model), rf.plan(model, rf.Ranks({"0.up": 6, "1.down": 6}), "truncate", data))
+    other = copy.deepcopy(small)
+    with torch.no_grad():
+        for layer, scale in ((other[0].up.up, 512.0), (other[1].up, 1 / 64)):
+            layer.weight[3] *= scale
+            layer.bias[3] *= scale
+        other[0].down.weight[:, 3] /= 512.0
+        other[1].down.down.weight[:, 3] *= 64.0
+        torch.testing.assert_close(other(data[0]), small(data[0]))
+    found, again = (restore_(one, model, data, params=200, steps=30, batch_size=32) for one in (small, other))
+    assert again.ranks == found.ranks
+    assert found.step > 0
+    assert (again.before, again.after) == pytest.approx((found.before, found.after), rel=1e-5)
+    torch.testing.assert_close(other(data[0]), small(data[0]))
+
+
+def test_parameters_keep_their_order_and_an_optimizer_its_state():
+    model, small, data = networks()
+    names, parameters = list(small.state_dict()), list(small.parameters())
+    restore_(small, model, data, params=0.2, steps=2, batch_size=32)
+    assert list(small.state_dict()) == names
+    assert all(now is was for now, was in zip(small.parameters(), parameters, strict=True))
+
+
+def test_what_is_frozen_stays_unless_all_of_it_is():
+    model, small, data = networks()
+    small[0].requires_grad_(False)
+    was = copy.deepcopy(small[0].state_dict())
+    found = restore_(small, model, data, params=0.2, steps=20, batch_size=32)
+    assert found.step > 0
+    assert not {name for name in found.ranks if name.startswith("0.")}
+    assert all(torch.equal(value, was[key]) for key, value in small[0].state_dict().items())
+    small.requires_grad_(False)
+    assert {name for name in restore_(small, model, data, params=0.4, steps=2, batch_size=32).ranks if name[0] == "0"}
+
+
+def test_interrupted_it_leaves_the_model_as_it_was():
+    model, small, data = networks()
+    was = copy.deepcopy(small.state_dict())
+
+    def stop(what: str, done: int, total: int) -> None:
+        if done == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        restore_(small, model, data, params=150, steps=20, batch_size=32, learning_rate=0.5, progress=stop)
+    assert list(small.state_dict()) == list(was)
+    assert all(torch.equal(value, was[key]) for key, value in small.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"steps": -1}, "steps must be a whole number of at least 1, got -1: .* leave restore_ out"),
+        ({"steps": 2.5}, "steps must be a whole number of at least 1, got 2.5"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"samples": 0}, "samples must be a whole number of at least 1, got 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be above 0 and finite"),
+    ],
+)
+def test_numbers_that_cannot_be_trained_with_are_refused(given, said):
+    model, small, data = networks()
+    with pytest.raises(ValueError, match=said):
+        restore_(small, model, data, **given)
+
+
+def test_a_batch_that_is_not_finite_is_named():
+    model, small, data = networks()
+    data[3][7, 2] = torch.nan
+    with pytest.raises(ValueError, match=r"^batch 4 of the data: .* are nan away"):
+        restore_(small, model, data, batch_size=32)

@@ -352,9 +352,9 @@ def test_blocks_of_a_language_model_and_the_whole_of_any_other():
         ({"train": "head"}, "got 'head'"),
         ({"by": "layers"}, "by must be 'whole' or 'blocks', got 'layers'"),
         ({"by": "blocks", "objective": LM, "train": "all"}, "train must be 'factors'"),
-        ({"steps": 0}, "steps must be at least 1, got 0: .* leave tune_ out"),
-        ({"batch_size": 0}, "batch_size must be at least 1, or None for the default, got 0"),
-        ({"samples": 0}, "samples must be at least 1"),
+        ({"steps": 0}, "steps must be a whole number of at least 1, got 0: .* leave tune_ out"),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"samples": 2.5}, "samples must be a whole number of at least 1, got 2.5"),
         ({"learning_rate": -0.1}, "learning_rate must be above 0 and finite"),
     ],
 )

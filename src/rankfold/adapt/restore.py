@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
+from rankfold.adapt.beside import read_through
 from rankfold.batches import check_rereadable, forward
-from rankfold.compress.repair.whole import Steps, gradients_of, parts_of, tune_whole_
+from rankfold.compress.repair.whole import Steps, check_steps, gradients_of, parts_of, trainable, tune_whole_
 from rankfold.costs import evaluating
 from rankfold.linalg import svd
 from rankfold.linalg.brief import brief
+from rankfold.linalg.levels import levels
 from rankfold.objectives import Objective, objective_named
 from rankfold.observe import Samples
 from rankfold.run.ordinary import ordinarily
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import factored_layers, unwrap, without_fused_attention
 
-RATE = 1e-2
+RATE = 1e-3  # 1e-2 is too much for steps of two windows of a language model
 LOOKED = 16  # batches whose gradient chooses where the adapter is
 _WEIGHT = "weight"
 
@@ -60,9 +62,12 @@ def restore_(
     """Win back what ``model`` lost when it was compressed, by an adapter that merges: ranks and size stay.
 
     The adapter is beside the factors, not beside their product: each factor F (and each matrix that was left dense) may
-    have F + B A, whose shape is that of F, so that merging is exact. Where it is worth most is told by the gradient of
-    the divergence: its singular directions, those with the largest product of singular value and norm of the matrix for
-    their numbers. Tables and tied weights have none; all else is frozen. Labels are never looked at.
+    have F + B A, whose shape is that of F, so that merging is exact. Rows and columns are counted each in units of its
+    own (`levels`), so that a network that is rescaled exactly, as by a neuron's inputs times 300 and its outputs over
+    300, is adapted exactly as before. Where an adapter is worth most is told by the gradient of the divergence in these
+    units: its singular directions, those with the largest values for their numbers. Tables and tied weights have none,
+    nor have matrices that you froze (``requires_grad``), unless all are frozen; all else stays as it is, also rows and
+    columns of zeros, and the whole model where the work is interrupted. Labels are never looked at.
 
     Args:
         model: with factored layers, changed in place.
@@ -71,7 +76,7 @@ def restore_(
         objective: what the outputs mean.
         params: numbers of the adapter at most, up to 1 as a share of the model's.
         steps: of Adam, whose rate falls to zero.
-        learning_rate: at the start, in units of each matrix's root mean square.
+        learning_rate: at the start, in units of each row and column.
         samples: of ``data`` that are used.
         batch_size: of a step.
         progress: called as ``progress(what, done, total)`` as the work goes on.
@@ -81,7 +86,8 @@ def restore_(
         among them.
 
     Raises:
-        ValueError: nothing is factored, empty data, or fewer ``params`` than one direction takes.
+        ValueError: nothing is factored, empty data, less than one step or sample, a divergence that is not finite, or
+            fewer ``params`` than one direction takes.
 
     Cost: one backward pass over 16 batches, the singular values of each matrix, ``steps`` steps and as many forward
     passes of the original.
@@ -99,41 +105,44 @@ def restore_(
         raise ValueError("nothing in this model is factored: compress it first (rankfold.apply_)")
     if not 0 < params < float("inf"):
         raise ValueError(f"params must be a share of the model, above 0, or a count above 1, got {params!r}")
+    check_steps(steps, batch_size, samples, learning_rate, what="restore_")
     whole = sum(parameter.numel() for parameter in root.parameters())
     places = _places(root)
     taught = Samples(data, samples, batch_size).without_judges().data
     gradients = _gradients(root, reference, places, parts_of(taught, batch_size), asked)
-    starts = _starts(places, gradients, int(params * whole if params <= 1 else params))
-    added = {name: Added(places[name], start) for name, start in starts.items()}
-    for name, one in added.items():
-        parametrize.register_parametrization(root.get_submodule(name), _WEIGHT, one, unsafe=True)
-    try:
-        trained = [part for one in added.values() for part in (one.left, one.right)]
-        how = Steps(steps, learning_rate, samples, batch_size, torch.optim.Adam)
+    scales = {name: levels(places[name].detach().flatten(1)) for name in gradients}
+    starts = _starts(scales, gradients, int(params * whole if params <= 1 else params))
+    added = {name: Added(start, *scales[name]) for name, start in starts.items()}
+    trained = [part for one in added.values() for part in (one.left, one.right)]
+    how = Steps(steps, learning_rate, samples, batch_size, torch.optim.Adam)
+    with ExitStack() as stack:
+        for name, one in added.items():
+            stack.enter_context(read_through(root.get_submodule(name), _WEIGHT, one))
         way = tune_whole_(root, reference, trained, data, asked, how, progress)
-    finally:
-        for name in added:  # merged: the same parameter, with its new value
-            parametrize.remove_parametrizations(root.get_submodule(name), _WEIGHT, leave_parametrized=True)
+    with torch.no_grad():
+        for name, one in added.items():
+            places[name].copy_(one(places[name]))
     ranks = {name: len(one.right) for name, one in added.items()}
     return Restored(ranks, sum(part.numel() for part in trained), way.before, way.after, way.step)
 
 
 class Added(nn.Module):
-    """W ↦ W + ρ B A in the shape of W, ρ its root mean square: B zero at first, A of entries about one, in float32."""
+    """W ↦ W + diag(r) B A diag(c) in the shape of W, r and c its `levels`: B zero at first, A of entries about one, in
+    float32."""
 
-    def __init__(self, weight: Tensor, right: Tensor) -> None:
+    def __init__(self, right: Tensor, rows: Tensor, columns: Tensor) -> None:
         super().__init__()
-        matrix = weight.detach().flatten(1).float()
-        self.size = float(matrix.norm()) / matrix.numel() ** 0.5
-        self.right = nn.Parameter(right.to(matrix) * matrix.shape[1] ** 0.5)
-        self.left = nn.Parameter(matrix.new_zeros(len(matrix), len(right)))
+        self.rows, self.columns = rows.float().unsqueeze(1), columns.float()
+        self.right = nn.Parameter(right.to(self.columns) * len(columns) ** 0.5)
+        self.left = nn.Parameter(self.columns.new_zeros(len(rows), len(right)))
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight + self.size * (self.left @ self.right).reshape(weight.shape).to(weight)
+        update = (self.rows * self.left) @ (self.right * self.columns)
+        return weight + update.reshape(weight.shape).to(weight)
 
 
 def _places(root: nn.Module) -> dict[str, nn.Parameter]:
-    """By name of its module every weight that is a matrix, alone in its place, and no table."""
+    """By name of its module every weight that is a matrix, alone in its place, no table, and `trainable`."""
     owners: dict[int, list[str]] = {}
     for name, module in root.named_modules():
         for parameter in module._parameters.values():
@@ -146,7 +155,8 @@ def _places(root: nn.Module) -> dict[str, nn.Parameter]:
             continue
         if len(owners[id(weight)]) == 1 and min(weight.flatten(1).shape) > 1:
             found[name] = weight
-    return found
+    free = {id(weight) for weight in trainable(found.values())}
+    return {name: weight for name, weight in found.items() if id(weight) in free}
 
 
 def _gradients(
@@ -154,11 +164,16 @@ def _gradients(
 ) -> dict[str, Tensor]:
     """Of the divergence from the original, over a few batches; of those that it depends on."""
     with evaluating(root), evaluating(original), without_fused_attention(), gradients_of(root, list(places.values())):
-        for batch in islice(batches, LOOKED):
+        for number, batch in enumerate(islice(batches, LOOKED), 1):
             with torch.no_grad():
                 wanted = forward(original, batch)
             with torch.enable_grad():
                 distance = objective.distance(forward(root, batch), wanted, batch)
+            if not bool(distance.isfinite()):
+                raise ValueError(
+                    f"batch {number} of the data: the model's answers are {distance.item()} away from the original's: "
+                    "take NaN and infinite values out of the data, or out of the weights of the two networks"
+                )
             if distance.requires_grad:  # else all that leads to it is whole numbers
                 distance.backward()
         return {
@@ -166,14 +181,17 @@ def _gradients(
         }
 
 
-def _starts(places: Mapping[str, Tensor], gradients: Mapping[str, Tensor], numbers: int) -> dict[str, Tensor]:
-    """Right directions (r, n) of the adapter by matrix: those that are worth most for their numbers, together at most
-    ``numbers``."""
+def _starts(
+    scales: Mapping[str, tuple[Tensor, Tensor]], gradients: Mapping[str, Tensor], numbers: int
+) -> dict[str, Tensor]:
+    """Right directions (r, n) of the adapter by matrix, in units of its rows and columns (``scales``): those that are
+    worth most for their numbers, together at most ``numbers``."""
     atoms: list[tuple[float, int, str]] = []
     rights = {}
     for name, gradient in gradients.items():
-        _, values, rights[name] = svd(gradient)
-        price, norm = sum(gradient.shape), float(places[name].detach().norm())
+        rows, columns = (scale.to(gradient) for scale in scales[name])
+        _, values, rights[name] = svd(rows.unsqueeze(1) * gradient * columns)
+        price, norm = sum(gradient.shape), gradient.numel() ** 0.5  # of the matrix in these units
         atoms += [(float(value) * norm / price, price, name) for value in values if float(value) > 0]
     taken: dict[str, int] = {}
     left = numbers

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
+from rankfold.adapt.beside import read_through
 from rankfold.adapt.peft_format import Adapter
 from rankfold.batches import copied
 from rankfold.compress.repair.whole import Steps, Way, tune_whole_
@@ -35,19 +35,14 @@ class Added(nn.Module):
 def adapted(model: nn.Module, sites: Mapping[str, Site], adapter: Adapter) -> Iterator[dict[str, Added]]:
     """Within the block every layer of ``model`` that ``adapter`` names computes with its update, in float32."""
     found: dict[str, Added] = {}
-    for name, (right, left) in adapter.pairs.items():
-        if len(right):
-            layer = model.get_submodule(name)
-            place = layer.weight.device
-            found[name] = Added(sites[name], right.to(place), left.to(place))  # type: ignore[arg-type]
-            parametrize.register_parametrization(layer, sites[name].layer.parameter, found[name], unsafe=True)
-    try:
+    with ExitStack() as stack:
+        for name, (right, left) in adapter.pairs.items():
+            if len(right):
+                layer = model.get_submodule(name)
+                place = layer.weight.device
+                found[name] = Added(sites[name], right.to(place), left.to(place))  # type: ignore[arg-type]
+                stack.enter_context(read_through(layer, sites[name].layer.parameter, found[name]))
         yield found
-    finally:
-        for name in found:
-            parametrize.remove_parametrizations(
-                model.get_submodule(name), sites[name].layer.parameter, leave_parametrized=False
-            )
 
 
 def refined(

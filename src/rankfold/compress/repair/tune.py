@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rankfold.batches import check_rereadable, forward, tensors_in
 from rankfold.compress.repair.blocks import blocks, differentiate, numbers, off, within
 from rankfold.compress.repair.turning import RATE, Turning
-from rankfold.compress.repair.whole import Steps, gradients_of, parts_of, trainable, tune_whole_
+from rankfold.compress.repair.whole import Steps, check_steps, gradients_of, parts_of, trainable, tune_whole_
 from rankfold.costs import evaluating
 from rankfold.layers.rounded import is_whole
 from rankfold.layers.shared import Shared
@@ -136,7 +136,7 @@ def tune_(
             "model and original are the same network, so that there is nothing to learn: apply_ changes a "
             "network in place, so give it a copy (copy.deepcopy), and the original here"
         )
-    _check_steps(steps, batch_size, samples, learning_rate)
+    check_steps(steps, batch_size, samples, learning_rate)
     asked = objective_named(objective or Teacher())
     size = batch_size or (128 if objective is None else TEXTS if asked.by_token else SAMPLES)
     if by == "whole":
@@ -167,16 +167,6 @@ def _inside(layers: Mapping[str, nn.Module], block: str) -> list[nn.Module]:
     outside = {id(m.first) for name, m in layers.items() if isinstance(m, Shared) and not within(name, block)}
     held = [module for name, module in layers.items() if within(name, block)]
     return [module for module in held if not (isinstance(module, Shared) and id(module.first) in outside)]
-
-
-def _check_steps(steps: int, batch_size: int | None, samples: int | None, learning_rate: float | None) -> None:
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}: to leave the factors as they are, leave tune_ out")
-    for name, value in (("batch_size", batch_size), ("samples", samples)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} must be at least 1, or None for the default, got {value}")
-    if learning_rate is not None and not 0 < learning_rate < float("inf"):
-        raise ValueError(f"learning_rate must be above 0 and finite, or None for the default, got {learning_rate}")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -193,6 +194,26 @@ def gradients_of(root: nn.Module, trained: Sequence[nn.Parameter]) -> Iterator[N
         for parameter, flag, gradient in found:
             parameter.requires_grad_(flag)
             parameter.grad = gradient
+
+
+def check_steps(
+    steps: int, batch_size: int | None, samples: int | None, learning_rate: float | None, what: str = "tune_"
+) -> None:
+    """``ValueError`` for numbers that ``what`` cannot train with."""
+    if not _counts(steps):
+        raise ValueError(
+            f"steps must be a whole number of at least 1, got {steps!r}: to leave the factors as they are, leave {what} "
+            "out"
+        )
+    for name, value in (("batch_size", batch_size), ("samples", samples)):
+        if value is not None and not _counts(value):
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    if learning_rate is not None and not 0 < learning_rate < float("inf"):
+        raise ValueError(f"learning_rate must be above 0 and finite, or None for the default, got {learning_rate}")
+
+
+def _counts(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
 
 
 def trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:

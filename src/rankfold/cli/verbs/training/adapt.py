@@ -116,7 +116,7 @@ def adapt(
         float | None,
         typer.Option(
             help="Largest learning rate of Adam: 0.01, less for a network of more than 300,000 parameters (0.0013 for "
-            "135 million).",
+            "135 million), with --original 0.001.",
             callback=_positive,
         ),
     ] = None,
