@@ -35,8 +35,11 @@ def same(one, other) -> bool:
 @pytest.mark.parametrize("method", METHODS)
 def test_an_interruption_leaves_the_model_as_it_was_and_the_same_call_goes_on(method, tmp_path):
     settings = AdaptSettings(method, params=150, epochs=3, batch_size=8, learning_rate=1e-2)
-    wanted = adapt(frozen_bias(), data(), settings, tmp_path / "whole")
-    model, steps = frozen_bias(), []
+    whole, model, steps = frozen_bias().train(), frozen_bias().train(), []
+    whole[1].eval()
+    wanted = adapt(whole, data(), settings, tmp_path / "whole")
+    assert [module.training for module in whole] == [index != 1 for index in range(len(whole))]
+    assert {name: flag for name, (flag, _) in state(whole).items()} == {n: f for n, (f, _) in state(model).items()}
 
     def interrupt(module, args, output):
         steps.extend([1] * module.training)
@@ -49,6 +52,7 @@ def test_an_interruption_leaves_the_model_as_it_was_and_the_same_call_goes_on(me
         adapt(model, data(), settings, tmp_path / "part")
     handle.remove()
     assert same(state(model), before)
+    assert all(module.training for module in model.modules())
     again = adapt(model, data(), settings, tmp_path / "part")
     assert again.after == wanted.after
     assert again.history == wanted.history

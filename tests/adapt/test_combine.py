@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -276,3 +277,10 @@ def test_the_sum_is_no_coarser_than_the_error_that_is_told(kind, far):
     a, b = found.adapter.pairs["0"]
     assert found.error < far
     assert float((b.double() @ a.double() - wanted).norm() / wanted.norm()) < far
+
+
+def test_dora_in_memory_is_refused_as_its_folder_is():
+    plain = of("fc", "out")
+    norms = {"out": torch.ones(len(plain.pairs["out"][1]))}
+    with pytest.raises(ValueError, match=r"^out: a DoRA adapter also scales columns"):
+        combine([plain, replace(plain, magnitudes=norms)], "rank=1")

@@ -539,3 +539,28 @@ def test_a_pattern_of_parameters_is_told_the_module(folders):
         extract(base, tuned, "rank=2", whole=["model.layers.1.self_attn.q_proj.weight"])
     with pytest.raises(ValueError, match=r"give a glob of module names"):
         extract(base, tuned, "rank=2", whole=["nothing"])
+
+
+def test_an_objective_may_be_given_by_its_name():
+    base = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5)).eval()
+    tuned, data = merged(base, {"0": 3, "2": 3}), torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    by_name = extract(base, tuned, "rank=1", data=data, objective="classification")
+    assert by_name.error == extract(base, tuned, "rank=1", data=data, objective=rf.objectives.Classification()).error
+    assert by_name.error != extract(base, tuned, "rank=1", data=data).error
+    with pytest.raises(rf.objectives.ObjectiveError, match="did you mean classification"):
+        extract(base, tuned, "rank=1", data=data, objective="clasification")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"data": iter([torch.zeros(4, 6)])}, "can be read only once"),
+        ({"data": torch.zeros(4, 6), "samples": 0}, "samples must be a whole number of at least 1, got 0"),
+        ({"data": torch.zeros(4, 6), "tune": -3}, "tune must be a whole number of at least 0, got -3"),
+        ({"data": torch.zeros(4, 6), "tune": 2.5}, "tune must be a whole number of at least 0, got 2.5"),
+    ],
+)
+def test_data_and_counts_are_looked_at_first(given, said):
+    base = nn.Sequential(nn.Linear(6, 8))
+    with pytest.raises(ValueError, match=said):
+        extract(base, merged(base, {"0": 1}), "rank=1", **given)

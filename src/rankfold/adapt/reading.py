@@ -19,6 +19,10 @@ _BIN = "adapter_model.bin"
 _PAIR = re.compile(r"(?P<name>.+)\.lora_(?P<embedding>embedding_)?(?P<key>[AB])(\.weight)?")
 _BASE_COPY = re.compile(r".+\.base_layer\.(weight|bias)")
 _BROKEN = "train or save the adapter again"
+DORA = (
+    "a DoRA adapter also scales columns, so its update is not of low rank: merge it into its base (merge_and_unload of "
+    "PEFT) and extract from the two checkpoints"
+)
 # starts that PEFT takes off the base, so that the update is one of what is left of it
 _OFF_THE_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
 # settings by which the product of two matrices is not what is added to a weight
@@ -159,10 +163,7 @@ def _check_plain(place: Path, config: Mapping[str, Any]) -> None:
             "base (merge_and_unload of PEFT) and extract from the two checkpoints"
         )
     if config.get("use_dora"):
-        raise ValueError(
-            f"{place}: a DoRA adapter also scales columns, so its update is not of low rank: merge it into its "
-            "base (merge_and_unload of PEFT) and extract from the two checkpoints"
-        )
+        raise ValueError(f"{place}: {DORA}")
     if config.get("layer_replication"):
         raise ValueError(
             f"{place}: the adapter repeats layers of its base (layer_replication), so that several updates belong "

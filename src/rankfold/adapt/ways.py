@@ -102,18 +102,18 @@ def _named(site: Site, pattern: str) -> bool:
 
 @contextmanager
 def prepared_(model: nn.Module, wish: Wish, data: Any) -> Iterator[Way]:
-    """``prepare_`` for the block; behind it the layers of the way are gone, and where it did not come to its end the
-    model is as it was found."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    way = prepare_(model, wish, data)
+    """``prepare_`` for the block; behind it, however it ends, the layers of the way are gone and the model is as it was
+    found, what is frozen too."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        yield way
-    except BaseException:  # an interruption too
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        raise
+        way = prepare_(model, wish, data)
+        try:
+            yield way
+        finally:
+            way.drop()
     finally:
-        way.drop()
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
 
 
 def prepare_(model: nn.Module, wish: Wish, data: Any) -> Way:

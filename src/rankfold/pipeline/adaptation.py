@@ -21,7 +21,7 @@ from rankfold.adapt.peft_format import Adapter
 from rankfold.adapt.places import in_words
 from rankfold.adapt.request import MERGED, REPORT, REQUEST, TRAINING, check_request, forget
 from rankfold.adapt.ways import METHODS, Way, Wish, add_, prepared_
-from rankfold.batches import copied
+from rankfold.batches import copied, in_eval_mode
 from rankfold.objectives import Evaluation, Objective
 from rankfold.observe import before as before_call
 from rankfold.run.claim import claimed
@@ -131,10 +131,11 @@ def adapt(
     All methods end within the same number of parameters: what was trained at larger ranks is cut once, by the singular
     values of all updates together. Epochs are chosen on the validation split, the figures are those of the test split,
     or of validation where there is none.
-    ``merge``: also write the adapted weights, to ``merged``. ``model`` ends as the adapted network. The same call goes
-    on after an interruption; another one, of a base with other weights too, is refused unless ``restart``, which
-    removes what the earlier one wrote. Layers whose adapter PEFT would read wrong are left out, with the reason.
-    Raises ``ValueError`` in one line. Where the training fails or is interrupted, ``model`` is left as it was.
+    ``merge``: also write the adapted weights, to ``merged``. ``model`` ends as the adapted network, its mode and what
+    is frozen as found. The same call goes on after an interruption; another one, of a base with other weights too, is
+    refused unless ``restart``, which removes what the earlier one wrote. Layers whose adapter PEFT would read wrong are
+    left out, with the reason. Raises ``ValueError`` in one line. Where the training fails or is interrupted, ``model``
+    is left as it was.
     """
     tell, place = tell or Tell(), Path(directory)
     data = parts_of(data)
@@ -142,14 +143,14 @@ def adapt(
     judged_on = getattr(data, split)
     if judged_on is None:
         raise ValueError("the data have no validation part, on which epochs are chosen: give train and validation")
-    root, said = unwrap(model).eval(), getattr(data, "objective", None)
+    root, said = unwrap(model), getattr(data, "objective", None)
     check_unadapted(root)
     size = sum(parameter.numel() for parameter in root.parameters())
     numbers = int(settings.params * size if settings.params <= 1 else settings.params)
     learning = _samples(data.train, settings.batch_size)
     epochs, rate = settings.filled(size, learning)
     settings = replace(settings, epochs=epochs, learning_rate=rate)
-    with claimed(place):
+    with claimed(place), in_eval_mode(root):
         request = _request(root, data, settings, objective)
         known = check_request(place, request, restart, merge)
         chosen = choose(root, data.train, objective, said=said)

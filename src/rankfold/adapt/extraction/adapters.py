@@ -16,7 +16,7 @@ from rankfold.adapt.extraction.result import Extraction, extraction_of
 from rankfold.adapt.extraction.spread import Update, spread
 from rankfold.adapt.finite import finite_pair
 from rankfold.adapt.peft_format import Adapter
-from rankfold.adapt.reading import read_adapter
+from rankfold.adapt.reading import DORA, read_adapter
 from rankfold.linalg.leading import Leading, leading_of_product
 from rankfold.run.ordinary import ordinarily
 
@@ -47,8 +47,8 @@ def combine(
         An ``Extraction``.
 
     Raises:
-        ValueError: adapters whose layers are called as those of different networks, or are of other sizes; values that
-            are not finite; a number of weights that does not fit.
+        ValueError: adapters whose layers are called as those of different networks, or are of other sizes; DoRA; values
+            that are not finite; a number of weights that does not fit.
         BudgetError: a budget that cannot be met.
 
     Cost: O((m + n) r²) for each layer, r the sum of ranks: no product is formed.
@@ -65,6 +65,9 @@ def combine(
     if len(scales) != len(read) or not all(abs(scale) < float("inf") for scale in scales):
         raise ValueError(f"weights= needs one finite number for each of the {len(read)} adapters, got {scales}")
     check_one_network(read)
+    scaled = next((name for adapter in read for name in adapter.magnitudes), None)
+    if scaled is not None:
+        raise ValueError(f"{scaled}: {DORA}")
     names = list(dict.fromkeys(name for adapter in read for name in adapter.pairs))
     stacked = {name: _stacked(name, read, scales) for name in names}
     shapes = {name: (len(left), right.shape[1]) for name, (right, left) in stacked.items()}

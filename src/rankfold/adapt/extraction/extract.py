@@ -27,9 +27,10 @@ from rankfold.adapt.extraction.spread import Update, spread
 from rankfold.adapt.extraction.whole import kept_whole, moved_whole, outside, resizing
 from rankfold.adapt.peft_format import Adapter
 from rankfold.adapt.places import NOT_CHOSEN, Places, places
-from rankfold.compress.repair.whole import Steps
+from rankfold.batches import check_rereadable
+from rankfold.compress.repair.whole import Steps, is_count
 from rankfold.linalg.leading import Leading, leading
-from rankfold.objectives import CausalLanguageModel, Objective, Teacher
+from rankfold.objectives import CausalLanguageModel, Objective, Teacher, objective_named
 from rankfold.run.disk.pretrained import config_of, is_folder
 from rankfold.run.disk.tensors import Checkpoint
 from rankfold.run.ordinary import ordinarily
@@ -50,7 +51,7 @@ def extract(
     *,
     model: nn.Module | None = None,
     data: Any = None,
-    objective: Objective | None = None,
+    objective: Objective | str | None = None,
     samples: int = 512,
     where: Where | None = None,
     whole: Sequence[str] = (),
@@ -71,7 +72,7 @@ def extract(
             folder; its own weights do not matter.
         data: unlabelled inputs; then errors are changes of the tuned model's outputs, and layers that they do not reach
             are left out.
-        objective: how outputs are read; told from the model by default.
+        objective: how outputs are read, or the name of that; told from the model by default.
         samples: of ``data`` that are used, the first.
         where: as in ``rankfold.sites``.
         whole: globs of modules, such as norms, whose tuned tensors go into the adapter as they are
@@ -85,7 +86,7 @@ def extract(
 
     Raises:
         ValueError: checkpoints of different architectures or vocabularies, quantised ones, values that are not finite,
-            equal ones.
+            equal ones; data that can be read only once; ``samples`` below 1 or ``tune`` below 0.
         BudgetError: a budget that cannot be met.
 
     Cost: of each layer m n (rank + 16) · 8 multiplications, not a full decomposition; with data also what second
@@ -102,7 +103,11 @@ def extract(
             "tune= needs data=: give inputs, on which the base with the adapter is trained to answer as the tuned "
             "model does"
         )
-    wanted = asked(budget)
+    check_rereadable(data)
+    for name, count, least in (("samples", samples, 1), ("tune", tune, 0)):
+        if not is_count(count, least):
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {count!r}")
+    wanted, objective = asked(budget), None if objective is None else objective_named(objective)
     network = _network(base, tuned, model)
     first, second = (Named(_tensors(source, network), network) for source in (base, tuned))
     found = places(network, where, written=True)

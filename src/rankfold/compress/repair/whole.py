@@ -200,20 +200,21 @@ def check_steps(
     steps: int, batch_size: int | None, samples: int | None, learning_rate: float | None, what: str = "tune_"
 ) -> None:
     """``ValueError`` for numbers that ``what`` cannot train with."""
-    if not _counts(steps):
+    if not is_count(steps):
         raise ValueError(
-            f"steps must be a whole number of at least 1, got {steps!r}: to leave the factors as they are, leave {what} "
-            "out"
+            f"steps must be a whole number of at least 1, got {steps!r}: to leave the factors as they are, leave "
+            f"{what} out"
         )
     for name, value in (("batch_size", batch_size), ("samples", samples)):
-        if value is not None and not _counts(value):
+        if value is not None and not is_count(value):
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     if learning_rate is not None and not 0 < learning_rate < float("inf"):
         raise ValueError(f"learning_rate must be above 0 and finite, or None for the default, got {learning_rate}")
 
 
-def _counts(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and value >= 1
+def is_count(value: object, least: int = 1) -> bool:
+    """Whether ``value`` is a whole number of at least ``least``."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
