@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rankfold.adapt.beside import read_through
 from rankfold.batches import check_rereadable, forward
+from rankfold.compress.repair.natural import SHARE, Natural
 from rankfold.compress.repair.whole import Steps, check_steps, gradients_of, parts_of, trainable, tune_whole_
 from rankfold.costs import evaluating
 from rankfold.linalg import svd
@@ -24,7 +25,6 @@ from rankfold.run.ordinary import ordinarily
 from rankfold.run.progress import Progress, showing
 from rankfold.sites import factored_layers, unwrap, without_fused_attention
 
-RATE = 1e-3  # 1e-2 is too much for steps of two windows of a language model
 LOOKED = 16  # batches whose gradient chooses where the adapter is
 _WEIGHT = "weight"
 
@@ -54,7 +54,7 @@ def restore_(
     objective: Objective | str = "teacher",
     params: float = 0.01,
     steps: int = 200,
-    learning_rate: float = RATE,
+    learning_rate: float = SHARE,
     samples: int | None = 2048,
     batch_size: int = 2,
     progress: Progress | None = None,
@@ -65,9 +65,10 @@ def restore_(
     have F + B A, whose shape is that of F, so that merging is exact. Rows and columns are counted each in units of its
     own (`levels`), so that a network that is rescaled exactly, as by a neuron's inputs times 300 and its outputs over
     300, is adapted exactly as before. Where an adapter is worth most is told by the gradient of the divergence in these
-    units: its singular directions, those with the largest values for their numbers. Tables and tied weights have none,
-    nor have matrices that you froze (``requires_grad``), unless all are frozen; all else stays as it is, also rows and
-    columns of zeros, and the whole model where the work is interrupted. Labels are never looked at.
+    units: its singular directions, those with the largest values for their numbers. There A stays, and B is trained,
+    whose curvature is known from the first steps on. Tables and tied weights have none, nor have matrices that you
+    froze (``requires_grad``), unless all are frozen; all else stays as it is, also rows and columns of zeros, and the
+    whole model where the work is interrupted. Labels are never looked at.
 
     Args:
         model: with factored layers, changed in place.
@@ -75,8 +76,8 @@ def restore_(
         data: inputs, with or without labels.
         objective: what the outputs mean.
         params: numbers of the adapter at most, up to 1 as a share of the model's.
-        steps: of Adam, whose rate falls to zero.
-        learning_rate: at the start, in units of each row and column.
+        steps: of the natural gradient, entry by entry. The first four only look.
+        learning_rate: the share of what is lost that the first step promises to win back; it falls to zero.
         samples: of ``data`` that are used.
         batch_size: of a step.
         progress: called as ``progress(what, done, total)`` as the work goes on.
@@ -113,8 +114,8 @@ def restore_(
     scales = {name: levels(places[name].detach().flatten(1)) for name in gradients}
     starts = _starts(scales, gradients, int(params * whole if params <= 1 else params))
     added = {name: Added(start, *scales[name]) for name, start in starts.items()}
-    trained = [part for one in added.values() for part in (one.left, one.right)]
-    how = Steps(steps, learning_rate, samples, batch_size, torch.optim.Adam)
+    trained = [one.left for one in added.values()]
+    how = Steps(steps, learning_rate, samples, batch_size, Natural)
     with ExitStack() as stack:
         for name, one in added.items():
             stack.enter_context(read_through(root.get_submodule(name), _WEIGHT, one))
@@ -123,17 +124,18 @@ def restore_(
         for name, one in added.items():
             places[name].copy_(one(places[name]))
     ranks = {name: len(one.right) for name, one in added.items()}
-    return Restored(ranks, sum(part.numel() for part in trained), way.before, way.after, way.step)
+    numbers = sum(one.left.numel() + one.right.numel() for one in added.values())
+    return Restored(ranks, numbers, way.before, way.after, way.step)
 
 
 class Added(nn.Module):
-    """W ↦ W + diag(r) B A diag(c) in the shape of W, r and c its `levels`: B zero at first, A of entries about one, in
-    float32."""
+    """W ↦ W + diag(r) B A diag(c) in the shape of W, r and c its `levels`: B zero at first, A of entries about one,
+    which stays, in float32."""
 
     def __init__(self, right: Tensor, rows: Tensor, columns: Tensor) -> None:
         super().__init__()
         self.rows, self.columns = rows.float().unsqueeze(1), columns.float()
-        self.right = nn.Parameter(right.to(self.columns) * len(columns) ** 0.5)
+        self.right = right.to(self.columns) * len(columns) ** 0.5
         self.left = nn.Parameter(self.columns.new_zeros(len(rows), len(right)))
 
     def forward(self, weight: Tensor) -> Tensor:

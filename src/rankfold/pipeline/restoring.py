@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import nn
 
-from rankfold.adapt.restore import RATE, Restored, restore_
+from rankfold.adapt.restore import Restored, restore_
+from rankfold.compress.repair.natural import SHARE
 from rankfold.objectives import Evaluation, Objective
 from rankfold.run.disk.files import write_atomically
 from rankfold.run.progress import Tell
@@ -28,7 +29,7 @@ class RestoreSettings:
 
     params: float = 0.01
     steps: int = 200
-    learning_rate: float = RATE
+    learning_rate: float = SHARE
     batch_size: int | None = None
 
 

@@ -116,7 +116,7 @@ def adapt(
         float | None,
         typer.Option(
             help="Largest learning rate of Adam: 0.01, less for a network of more than 300,000 parameters (0.0013 for "
-            "135 million), with --original 0.001.",
+            "135 million). With --original the share of what is lost that the first step promises to win back: 0.02.",
             callback=_positive,
         ),
     ] = None,
@@ -165,11 +165,11 @@ def adapt(
     gives, and merged into them: ranks and size stay.
     """
     from rankfold.adapt.extraction.budget import asked
-    from rankfold.adapt.restore import RATE
     from rankfold.cli.choices import chosen_layers, computing, objective_of, set_threads
     from rankfold.cli.loading import Cut, open_model
     from rankfold.cli.saved import is_saved, original_of
     from rankfold.cli.trained import open_either
+    from rankfold.compress.repair.natural import SHARE
     from rankfold.pipeline.adaptation import AdaptSettings
     from rankfold.pipeline.adaptation import adapt as run
     from rankfold.pipeline.restoring import RestoreSettings
@@ -198,7 +198,7 @@ def adapt(
                     "from",
                     param_hint="--original",
                 )
-            rate = RATE if learning_rate is None else learning_rate
+            rate = SHARE if learning_rate is None else learning_rate
             wish = RestoreSettings(asked(budget).params or 0.01, steps, rate, batch_size)
             saved = open_either(model, weights, factory, data, download, talk, Cut(length, windows)).to(place)
             _restore(saved, original_of(saved, original).to(place), wish, out, objective_of(objective), talk, as_json)
