@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+import scipy.sparse
 from commands import succeeded
 
 from rankfold.recover import (
@@ -20,6 +21,7 @@ from rankfold.recover import (
     read_triplets,
     triplets,
 )
+from rankfold.recover.model import FactorModel
 
 PAIRS = [(u, i) for u in range(9) for i in range(7) if (2 * u + 3 * i) % 5]
 TABLE = triplets([f"u{u}" for u, _ in PAIRS], [f"Film {i}" for _, i in PAIRS], [(1 + u) * (2.0 + i) for u, i in PAIRS])
@@ -127,3 +129,11 @@ def test_a_folder_without_factors_is_told_with_what_reads_it(tmp_path):
     succeeded("recover", tmp_path / "y.npz", "-o", tmp_path / "sensed")
     with pytest.raises(ValueError, match=r"factors of measurements.*without names.*left @ right"):
         load(tmp_path / "sensed")
+
+
+def test_of_equal_predictions_the_leftmost_are_the_best_of_one_row_and_of_all():
+    names = tuple(f"i{number}" for number in range(400))
+    model = FactorModel(np.ones((4, 1)), np.ones((1, 401)), 0.0, -9.0, 9.0, ("a", "b", "c"), names)
+    known = scipy.sparse.csr_array(([1.0], ([1], [1])), shape=(3, 400))
+    assert [at.tolist() for _, at, _ in model.best(3, known)] == [[0, 1, 2], [0, 2, 3], [0, 1, 2]]
+    assert [name for name, _ in model.top("b", 3, without=[1])] == ["i0", "i2", "i3"]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from commands import succeeded
 
-from rankfold.recover import Choice, Ratings, fit, load, triplets
+from rankfold.recover import Choice, CompressedDeepLinear, Ratings, fit, load, triplets
 from rankfold.recover.ratings.sampler import DEVIATION, drawn, sample
 
 
@@ -103,3 +103,28 @@ def test_systems_too_coarse_for_single_precision_are_solved_in_double():
     good = torch.eye(4)[None] * torch.tensor([1.0, 4.0])[:, None, None]
     told = drawn(good, right[:2], torch.zeros(2, 4))
     assert torch.allclose(told.float(), right[:2] / torch.tensor([[1.0], [4.0]]))
+
+
+@pytest.mark.parametrize("method", ["low-rank", "compressed-deep-linear", "alternating", "nuclear", "scaled-gd"])
+def test_a_matrix_in_another_unit_is_the_same_matrix(method):
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(60, 2)) @ rng.normal(size=(2, 40)) + 3
+    known = rng.random(truth.shape) < 0.35
+    (rows, columns), others = np.nonzero(known), np.nonzero(~known)
+    values = truth[known] + 0.1 * rng.normal(size=len(rows))
+    missed = []
+    for unit in (1e3, 1.0, 1e-2, 1e-4):
+        found, _, _ = fit(triplets(rows, columns, unit * values, shape=truth.shape), Choice(method, 3))
+        missed.append(float(np.sqrt(np.mean((found.at(*others) / unit - truth[~known]) ** 2))))
+    assert max(missed) < 1.02 * min(missed)
+    assert method == "nuclear" or max(missed) < 0.09
+
+
+@pytest.mark.parametrize("unit", [1.0, 100.0])
+def test_patience_waits_for_a_direction_that_is_still_growing(unit):
+    rng = np.random.default_rng(1)
+    truth = rng.normal(size=(60, 2)) @ rng.normal(size=(2, 40)) + 3
+    given = np.where(rng.random(truth.shape) < 0.35, unit * truth, np.nan)
+    found = CompressedDeepLinear(3, validation_fraction=0.05).fit(given)
+    assert found.validation_error_ < 0.01
+    assert found.rank_ == 3

@@ -16,16 +16,20 @@ from rankfold.recover.estimators.completion import (
     NuclearNorm,
     ScaledGradientDescent,
 )
+from rankfold.recover.measurements.arrays import normal
+from rankfold.recover.measurements.operators import surrogate
 from rankfold.recover.model import FactorModel
 from rankfold.recover.ratings.factors import averaged
 from rankfold.recover.ratings.sampler import Known, sample
 from rankfold.recover.scale import Seen
 from rankfold.recover.several import Progress, each
+from rankfold.recover.solvers.tangent import leading
 from rankfold.recover.tables.sides import Sides
 from rankfold.recover.tables.triplets import Triplets
 
 BURN_IN, DRAWS = 30, 60  # sweeps of the ratings model thrown away, and averaged
 METHODS = ("low-rank", "ratings", "compressed-deep-linear", "alternating", "nuclear", "scaled-gd")
+START, RIDGE = 1e-2, 1e-5  # in units of the largest singular value, so that no result hangs on the unit of the values
 STRENGTH = 2.0  # of the prior on what is learned from who rated what
 
 
@@ -188,7 +192,7 @@ def fit(
         how = f"mean of {DRAWS} draws, cut to rank {rank} beside biases; noise {draws.noise:.3g} in units of the values"
         return averaged(draws, entries), rank, how
     table = scipy.sparse.csr_array((entries.values, (entries.rows, entries.columns)), shape=(m, n))
-    estimator = _estimator(choice, progress).set_params(random_state=seed).fit(table)
+    estimator = _estimator(choice, entries, progress).set_params(random_state=seed).fit(table)
     counts = (np.bincount(entries.rows, minlength=m), np.bincount(entries.columns, minlength=n))
     names = (entries.row_names, entries.column_names)
     model, how = completed(estimator, counts, names, Seen.of([entries.values]))
@@ -225,14 +229,23 @@ def _known(entries: Triplets, choice: Choice, sides: Sides | None) -> Known:
     )
 
 
-def _estimator(choice: Choice, progress: Progress | None):  # type: ignore[no-untyped-def]
+def _estimator(choice: Choice, entries: Triplets, progress: Progress | None):  # type: ignore[no-untyped-def]
     if choice.method == "low-rank":
         return LowRank(choice.rank, progress=progress)
     if choice.method == "nuclear":
         return NuclearNorm(max_rank=choice.rank, validation_fraction=0.05, progress=progress)
     rank = choice.rank or 10
     if choice.method == "compressed-deep-linear":
-        return CompressedDeepLinear(rank, validation_fraction=0.05, progress=progress)
+        scale = START * _largest(entries) ** (1 / CompressedDeepLinear.depth)
+        return CompressedDeepLinear(rank, scale=scale, validation_fraction=0.05, progress=progress)
     if choice.method == "alternating":
-        return AlternatingMinimization(rank, ridge=1e-3, validation_fraction=0.05, progress=progress)
+        ridge = RIDGE * _largest(entries)
+        return AlternatingMinimization(rank, ridge=ridge, validation_fraction=0.05, progress=progress)
     return ScaledGradientDescent(rank, validation_fraction=0.05, progress=progress)
+
+
+def _largest(entries: Triplets) -> float:
+    """About the largest singular value of the matrix that the entries are of: that of the surrogate; 1 for zeros."""
+    operator, values = entries.measurements()
+    start = normal((operator.shape[1], min(operator.shape[1], 5)), np.random.default_rng(0), values)
+    return float(leading(surrogate(operator, values), 1, start, passes=4).s[0]) or 1.0

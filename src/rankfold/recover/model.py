@@ -259,8 +259,14 @@ def largest(scores: np.ndarray, count: int) -> np.ndarray:
     size = scores.shape[1]
     count = min(count, size)
     if count < size // 4:
-        # of equal ones at the border any may be among the candidates: a few more, then sorted
-        some = np.sort(np.argpartition(-scores, min(2 * count, size - 1), axis=1)[:, : 2 * count], axis=1)
+        least = np.partition(scores, size - count, axis=1)[:, size - count, None]
+        chosen = scores >= least
+        many = np.flatnonzero(np.count_nonzero(chosen, axis=1) > count)  # rows without room for all of the least
+        if len(many):
+            above, level = scores[many] > least[many], scores[many] == least[many]
+            room = count - np.count_nonzero(above, axis=1, keepdims=True)
+            chosen[many] = above | (level & (level.cumsum(axis=1) <= room))
+        some = np.nonzero(chosen)[1].reshape(len(scores), count)
     else:
         some = np.broadcast_to(np.arange(size), scores.shape)
     order = np.argsort(-np.take_along_axis(scores, some, 1), axis=1, kind="stable")[:, :count]

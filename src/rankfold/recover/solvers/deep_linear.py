@@ -33,6 +33,7 @@ from rankfold.recover.measurements.threads import elements, threads_for
 from rankfold.recover.solvers.outcome import Recovered, Watch, recovered
 from rankfold.recover.solvers.tangent import Point, leading
 
+GROWS = 1.002  # times that a direction is larger than at the look before while it leaves its start
 HALVINGS = 8  # of a rate that was not given and turns out too large
 Start = Literal["orthogonal", "random"]
 Weights = list[Array]  # W_1 (k, n), W_2 … W_{L−1} (k, k), W_L (m, k)
@@ -165,7 +166,8 @@ def _descend(
     rate = descent.rate or stable_rate(operator, y, start, descent.alpha, descent.momentum)
     scales = [(descent.alpha if l in (0, depth - 1) else 1.0) / operator.count for l in range(depth)]
     weights, velocity = [weight + 0 for weight in start], [weight * 0.0 for weight in start]
-    iteration, halvings = 0, 0
+    iteration, halvings, growth = 0, 0, _Growth()
+    follows = watch.held_out is not None and start[0].shape[0] < min(operator.shape)
     while True:
         below = _chain(weights[:-1])  # below[l] = W_l ⋯ W_1
         rest = operator.push(weights[-1], below[-1]) - y
@@ -178,7 +180,8 @@ def _descend(
                 continue
             if observe is not None:
                 observe(iteration, weights)
-            if watch.look(iteration, (weights[-1], below[-1]), size):
+            growing = follows and math.isfinite(size) and growth.seen(weights[0])
+            if watch.look(iteration, (weights[-1], below[-1]), size, growing=growing):
                 break
             narrower = _pruned(weights, below, descent) if descent.prune and size < descent.prune * watch.size else None
             if narrower is not None:
@@ -192,6 +195,21 @@ def _descend(
         weights = [weight + move for weight, move in zip(weights, moves, strict=True)]
         iteration += 1
     return recovered(watch.taken, watch)
+
+
+class _Growth:
+    """Whether some direction of a narrow network is growing from one look to the next.
+
+    Directions are learned one after another: between two of them the residual rests, and the next one grows unseen.
+    """
+
+    def __init__(self) -> None:
+        self._sizes: np.ndarray | None = None
+
+    def seen(self, weight: Array) -> bool:
+        """By the singular values of the first factor ``weight`` (k, n)."""
+        before, self._sizes = self._sizes, np.linalg.svd(numpy(weight), compute_uv=False)
+        return before is not None and len(before) == len(self._sizes) and bool((self._sizes > GROWS * before).any())
 
 
 def _chain(weights: Weights) -> Weights:

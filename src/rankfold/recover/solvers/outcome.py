@@ -16,6 +16,7 @@ from rankfold.recover.measurements.operators import Operator
 Progress = Callable[[str, int, int], None]
 Factors = tuple[Array, Array]  # left (m, k), right (k, n)
 ROUNDING = 10.0  # times that of the numbers: a residual so small that is not falling falls no further
+RESTS = 1e-3  # of itself by which the residual falls less between looks that are on a plateau
 NOTHING = 0.99  # relative residual, that of zeros being 1, from which next to nothing was learned
 
 
@@ -90,7 +91,8 @@ def recovered(taken: Taken, watch: Watch) -> Recovered:
 @dataclass(frozen=True)
 class Rules:
     """When to stop: at a relative residual of ``tol``, where held-out entries have not improved for ``patience`` looks,
-    where the residual falls by less than ``stall`` between looks, or after ``max_iter`` iterations.
+    where the residual falls by less than ``stall`` between looks, or after ``max_iter`` iterations. Looks on a plateau,
+    where the residual rests while a direction is still growing, do not try the patience.
 
     A look costs one product and happens every ``every`` iterations.
     """
@@ -133,8 +135,9 @@ class Watch:
         self.best = math.inf  # of held-out entries
         self._since = 0
 
-    def look(self, iteration: int, factors: Factors, residual: float | None = None) -> bool:
-        """Record this iterate; True to stop. ``residual``: its norm, where the solver has it already."""
+    def look(self, iteration: int, factors: Factors, residual: float | None = None, *, growing: bool = False) -> bool:
+        """Record this iterate; True to stop. ``residual``: its norm, where the solver has it already. ``growing``:
+        whether a direction is on its way that may not have shown in the residual yet."""
         if residual is None:
             residual = norm(self.operator.push(*factors) - self.y)
         training = residual / self.size
@@ -150,7 +153,8 @@ class Watch:
             self.taken = factors, point
         if better:
             self.best = validation
-        self._since = 0 if better else self._since + 1
+        plateau = growing and before - training < RESTS * before
+        self._since = 0 if better else self._since + (not plateau)
         if wild:
             return self.stop(False, f"diverged after {iteration} iterations: give a smaller rate, or fewer unknowns")
         return self._judge(point, before)
