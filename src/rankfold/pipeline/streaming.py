@@ -225,14 +225,18 @@ _WHOLE = "needs the whole model in memory: leave it out, or leave the bound out 
 
 @dataclass(frozen=True)
 class _Layers:
-    """Which layers may be factored: those asked for that lie in the network as they are; no embeddings, no heads."""
+    """Which layers may be factored: those asked for that lie in the network as they are; no embeddings, and no head,
+    which is what transformers puts behind the body of a network."""
 
     root: Any
     asked: Where | None
 
     def __call__(self, name: str, module: nn.Module) -> bool:
-        head = self.root.get_output_embeddings()
-        if isinstance(module, nn.Embedding) or module in (table_of(self.root), head) or hidden(self.root, name):
+        root, body = self.root, f"{self.root.base_model_prefix}."
+        tables = table_of(root), root.get_output_embeddings()
+        if isinstance(module, nn.Embedding) or module in tables or hidden(root, name):
+            return False
+        if root.base_model is not root and not name.startswith(body):
             return False
         return self.asked is None or wanted(self.asked, (name,), module)
 

@@ -1,0 +1,85 @@
+"""Models of other kinds than a decoder go through block by block as they go through in memory."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from folders import VOCABULARY
+from torch import nn
+
+import rankfold as rf
+from rankfold import hub
+from rankfold.pipeline import Settings, Tell, compress
+
+transformers = pytest.importorskip("transformers")
+MEMORY = 300_000_000
+SMALL: dict[str, Any] = {
+    "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "initializer_range": 0.2,
+}  # fmt: skip
+
+
+def texts(samples: int, seed: int, labels: Any = lambda ids: {}, length: int = 12) -> list[dict[str, torch.Tensor]]:
+    draw = torch.Generator().manual_seed(seed)
+    ids = torch.randint(3, VOCABULARY, (samples, length), generator=draw)
+    return [{"input_ids": part, **labels(part)} for part in ids.split(4)]
+
+
+def reversed_(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"labels": ids.flip(1)}
+
+
+def by_first(ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"labels": ids[:, 0] % 3}
+
+
+def t5(place: Path, kind: torch.dtype = torch.float32) -> Path:
+    torch.manual_seed(0)
+    config = transformers.T5Config(
+        vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, decoder_start_token_id=0
+    )
+    transformers.T5ForConditionalGeneration(config).to(kind).save_pretrained(place)
+    return place
+
+
+def classifier(place: Path) -> Path:
+    torch.manual_seed(0)
+    transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL, num_labels=3)).save_pretrained(place)
+    return place
+
+
+def test_the_head_of_a_classifier_is_copied_as_it_lies(tmp_path):
+    dense = classifier(tmp_path / "dense")
+    data = tuple(texts(samples, seed, by_first) for seed, samples in enumerate((16, 4, 4)))
+    found = rf.stream(dense, data, "params=0.8", tmp_path / "small", memory=MEMORY)
+    assert {entry.site.partition(".")[0] for entry in found.plan.entries} == {"bert"}
+    one, other = hub.opened(dense), hub.opened(tmp_path / "small")
+    assert torch.equal(one.classifier.weight, other.classifier.weight)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_the_types_are_those_that_transformers_loads(tmp_path, kind):
+    dense = t5(tmp_path / "dense", kind)
+    types = {name: tensor.dtype for name, tensor in hub.opened(dense).state_dict().items()}
+    assert {name: tensor.dtype for name, tensor in hub.skeleton(dense).state_dict().items()} == types
+    assert (torch.float32 in types.values()) == (kind == torch.float16)
+
+
+def test_what_overflows_in_half_precision_is_streamed_in_the_types_that_do_not(tmp_path):
+    dense = t5(tmp_path / "dense", torch.float16)
+    model = transformers.T5ForConditionalGeneration.from_pretrained(dense)
+    with torch.no_grad():
+        for block in model.encoder.block:
+            block.layer[1].DenseReluDense.wi.weight.mul_(20)
+            block.layer[1].DenseReluDense.wo.weight.mul_(4000)
+    model.half().save_pretrained(dense)
+    data = tuple(texts(samples, seed, reversed_) for seed, samples in enumerate((16, 4, 4)))
+    found = rf.stream(dense, data, "params=0.8", tmp_path / "small", memory=MEMORY)
+    small = transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "small")
+    assert small.encoder.block[0].layer[1].DenseReluDense.wo(torch.ones(1, 48)).dtype == torch.float32
+    assert math.isfinite(found.after.judged.value)
+    assert small(**data[2][0]).logits.isfinite().all()
