@@ -9,11 +9,9 @@ from typing import Any
 import pytest
 import torch
 from folders import VOCABULARY
-from torch import nn
 
 import rankfold as rf
 from rankfold import hub
-from rankfold.pipeline import Settings, Tell, compress
 
 transformers = pytest.importorskip("transformers")
 MEMORY = 300_000_000
@@ -83,3 +81,27 @@ def test_what_overflows_in_half_precision_is_streamed_in_the_types_that_do_not(t
     assert small.encoder.block[0].layer[1].DenseReluDense.wo(torch.ones(1, 48)).dtype == torch.float32
     assert math.isfinite(found.after.judged.value)
     assert small(**data[2][0]).logits.isfinite().all()
+
+
+def test_branches_side_by_side_that_lie_in_two_spans(tmp_path):
+    """Attention and MLP are added in one sum, and the MLP's weights are not there while attention is fitted."""
+    torch.manual_seed(0)
+    config = transformers.GPTNeoXConfig(**SMALL, max_position_embeddings=64)
+    transformers.GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "dense")
+    data = tuple(texts(samples, seed) for seed, samples in enumerate((32, 8, 8)))
+    found = rf.stream(tmp_path / "dense", data, "params=0.8", tmp_path / "small", memory=MEMORY)
+    small = hub.opened(tmp_path / "small")
+    assert small.num_parameters() == found.plan.after.params <= 0.8 * found.plan.before.params
+    assert rf.evaluate(small, data[2], objective="causal-lm")["perplexity"] == pytest.approx(
+        found.after["perplexity"], rel=1e-5
+    )
+    names = {entry.site for entry in found.plan.entries}
+    known = rf.profile(
+        hub.opened(tmp_path / "dense"), data[0], method="sequential", objective="causal-lm",
+        calibration=rf.Calibration(samples=32, batch_size=4, memory=MEMORY), where=lambda name, module: name in names,
+    )  # fmt: skip
+    plan = known.plan("params=0.8")
+    assert {e.site: e.rank for e in plan.entries} == {e.site: e.rank for e in found.plan.entries}
+    whole = rf.apply_(hub.opened(tmp_path / "dense"), plan)
+    lost = rf.evaluate(whole, data[2], objective="causal-lm", teacher=hub.opened(tmp_path / "dense"))["kl"]
+    assert found.after["kl"] == pytest.approx(lost, rel=0.1)

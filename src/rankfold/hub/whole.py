@@ -40,7 +40,7 @@ def _typed_(model: Any) -> Any:
         pattern, groups, _ = build_glob_alternation(list(types))
         for name, tensor in model.state_dict(keep_vars=True).items():
             if (found := pattern.search(name)) is not None and tensor.is_floating_point():
-                tensor.data = tensor.data.to(types[groups[found.lastgroup]])
+                tensor.data = tensor.data.to(types[groups[str(found.lastgroup)]])
     return model
 
 
