@@ -12,6 +12,7 @@ from folders import VOCABULARY
 
 import rankfold as rf
 from rankfold import hub
+from rankfold.pipeline import Tell
 
 transformers = pytest.importorskip("transformers")
 MEMORY = 300_000_000
@@ -48,6 +49,15 @@ def classifier(place: Path) -> Path:
     torch.manual_seed(0)
     transformers.BertForSequenceClassification(transformers.BertConfig(**SMALL, num_labels=3)).save_pretrained(place)
     return place
+
+
+def whole(dense: Path, data: Any, names: set[str], batch: int) -> rf.Plan:
+    """The plan of the same job in memory, its objective told by model and data."""
+    known = rf.profile(
+        hub.opened(dense), data[0], method="sequential", where=lambda name, module: name in names,
+        calibration=rf.Calibration(samples=32, batch_size=batch, memory=MEMORY),
+    )  # fmt: skip
+    return known.plan("params=0.8")
 
 
 def test_the_head_of_a_classifier_is_copied_as_it_lies(tmp_path):
@@ -95,13 +105,36 @@ def test_branches_side_by_side_that_lie_in_two_spans(tmp_path):
     assert rf.evaluate(small, data[2], objective="causal-lm")["perplexity"] == pytest.approx(
         found.after["perplexity"], rel=1e-5
     )
-    names = {entry.site for entry in found.plan.entries}
-    known = rf.profile(
-        hub.opened(tmp_path / "dense"), data[0], method="sequential", objective="causal-lm",
-        calibration=rf.Calibration(samples=32, batch_size=4, memory=MEMORY), where=lambda name, module: name in names,
-    )  # fmt: skip
-    plan = known.plan("params=0.8")
+    plan = whole(tmp_path / "dense", data, {entry.site for entry in found.plan.entries}, 4)
     assert {e.site: e.rank for e in plan.entries} == {e.site: e.rank for e in found.plan.entries}
-    whole = rf.apply_(hub.opened(tmp_path / "dense"), plan)
-    lost = rf.evaluate(whole, data[2], objective="causal-lm", teacher=hub.opened(tmp_path / "dense"))["kl"]
+    network = rf.apply_(hub.opened(tmp_path / "dense"), plan)
+    lost = rf.evaluate(network, data[2], objective="causal-lm", teacher=hub.opened(tmp_path / "dense"))["kl"]
     assert found.after["kl"] == pytest.approx(lost, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("make", "labels", "told"),
+    [
+        (t5, reversed_, "objective: causal-lm (the model gives tokens at the places of its labels)"),
+        (t5, lambda ids: {"decoder_input_ids": ids.flip(1)}, "objective: teacher (the data have no targets: outputs "),
+        (classifier, by_first, "objective: classification (one class index for each sample)"),
+        (classifier, lambda ids: {"attention_mask": torch.ones_like(ids)}, "objective: teacher (the data have no tar"),
+    ],
+    ids=["t5 with labels", "t5 without", "bert with labels", "bert without"],
+)
+def test_the_objective_is_the_one_that_is_told_in_memory(tmp_path, make, labels, told):
+    dense, said = make(tmp_path / "dense"), []
+    data = tuple(texts(samples, seed, labels) for seed, samples in enumerate((32, 8, 8)))
+    tell = Tell(say=said.append)
+    found = rf.stream(dense, data, "params=0.8", tmp_path / "small", memory=MEMORY, tell=tell)
+    assert any(line.startswith(told) for line in said)
+    plan = whole(dense, data, {entry.site for entry in found.plan.entries}, 4)
+    assert found.plan.total.unit == plan.total.unit
+    assert {e.site: e.rank for e in found.plan.entries} == {e.site: e.rank for e in plan.entries}
+    objective = rf.pipeline.compress(
+        hub.opened(dense), data, "params=0.99", settings=rf.pipeline.Settings("truncate", curve=False)
+    ).before.score.objective
+    assert found.after.objective == objective
+    small = hub.opened(tmp_path / "small")
+    judged = rf.evaluate(small, data[2], objective=objective, teacher=hub.opened(dense)).judged
+    assert found.after.judged.value == pytest.approx(judged.value, rel=1e-4)

@@ -71,8 +71,9 @@ class Replay:
         """What is kept at the end of ``span`` for the batch of number ``index``, given ``state`` at its start; and what
         the network gives, where that is its end (None elsewhere). ``looking``: entered for the pass itself; what raises
         ``Enough`` ends the pass, and while it waits a few calls are made behind the end of ``span``, too, as far as
-        their weights are there: where two branches are added, one may end there. ``graph``: what is kept and given can be differentiated by ``state``.
-        ``taping``: the pass goes on from where an earlier one was cut, or is to be cut."""
+        their weights are there: where two branches are added, one may end there. ``graph``: what is kept and given can
+        be differentiated by ``state``. ``taping``: the pass goes on from where an earlier one was cut, or is to be
+        cut."""
         within = looking or nullcontext()
         with torch.set_grad_enabled(graph):
             if span.start is None and span.end is None and taping is None:

@@ -29,7 +29,7 @@ from rankfold.compress.ranks.asked import parsed
 from rankfold.compress.ranks.budget import Budget, Latency
 from rankfold.compress.ranks.rules import rule_named
 from rankfold.linalg.brief import brief
-from rankfold.objectives import CausalLanguageModel, Evaluation, Objective, Teacher
+from rankfold.objectives import Evaluation, Inferred
 from rankfold.observe import PAGES, Pages
 from rankfold.pipeline.compression.outcome.beside import Beside
 from rankfold.pipeline.compression.outcome.delivery import finished
@@ -49,8 +49,9 @@ from rankfold.sites import hidden, sites
 from rankfold.sites.wish import Where, wanted
 from rankfold.store import StoreError, check_ours, manifest
 from rankfold.store.card import card
+from rankfold.train.evaluation import choose
 from rankfold.zoo.data import parts_of
-from rankfold.zoo.pretrained import continues, table_of
+from rankfold.zoo.pretrained import table_of
 
 MEMORY = 8_000_000_000
 WATCHED = 256  # samples of the test split on which both networks are measured
@@ -186,7 +187,11 @@ def stream(
         team.shared(lambda: check_ours(place, root))
         sites(root, settings.where)  # a pattern that fits nothing is told
         chosen = replace(settings, memory=memory, where=_Layers(root, settings.where))
-        job = _Job(root, Path(folder), data, budgets, chosen, place, told, team)
+        meant = choose(
+            root, data.validation, settings.objective, said=getattr(data, "objective", None), role="validation",
+            answer=lambda root, batch: getattr(root, PAGES).answer(batch),
+        )  # fmt: skip
+        job = _Job(root, Path(folder), data, budgets, chosen, meant, place, told, team)
         needs = job.cut()
         asked = request_of(root, data, budgets, settings) | {"streamed": True}
 
@@ -248,6 +253,7 @@ class _Job:
     data: Any
     budgets: tuple[Budget, ...]
     settings: Settings
+    meant: Inferred
     directory: Path
     tell: Tell
     team: Team
@@ -261,13 +267,6 @@ class _Job:
     @property
     def calibration(self) -> Any:
         return calibration_part(self.data.train, self.settings.samples, self.settings.seed)
-
-    @property
-    def objective(self) -> Objective:
-        asked = self.settings.objective_for(self.data)
-        if asked is not None:
-            return asked
-        return CausalLanguageModel() if continues(self.root) else Teacher()
 
     @property
     def samples(self) -> int:
@@ -298,6 +297,7 @@ class _Job:
     def run(self, needs: Needs) -> Streamed:
         from rankfold import hub
 
+        self.tell.say(str(self.meant))
         run = self.directory / "run"
         fits = run / "fits" / f"{needs.batch}-{needs.moments}"  # what is measured depends on both
         self.team.shared(lambda: _cleared(fits))
@@ -307,7 +307,7 @@ class _Job:
         how = Calibration(self.samples, needs.batch, getattr(self.data, "name", ""), memory=needs.moments)
         how = replace(how, distributed=self.team.size > 1)
         known = profiled(
-            self.root, self.calibration, method=self.settings.method, objective=self.objective,
+            self.root, self.calibration, method=self.settings.method, objective=self.meant.objective,
             where=self.settings.where, forms=self.settings.forms, calibration=how,
             directory=fits, progress=self.tell.progress,
             check=refused_early(self.budgets, rule_named(self.settings.rule)),
@@ -330,7 +330,7 @@ class _Job:
         small = shape_(copied(self.root), plan)
         files, there = shards.close(small)
         notes = {"model": self.settings.model, "data": getattr(self.data, "name", ""), "split": split}
-        notes |= dict(getattr(self.data, "cut", {})) | {"objective": self.objective.name}
+        notes |= dict(getattr(self.data, "cut", {})) | {"objective": self.meant.objective.name}
         if scores[0] is not None:
             costs = (plan.before, plan.after)
             notes |= {key: s.values | asdict(c) for key, s, c in zip(("before", "figures"), scores, costs, strict=True)}
