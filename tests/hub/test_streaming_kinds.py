@@ -136,5 +136,5 @@ def test_the_objective_is_the_one_that_is_told_in_memory(tmp_path, make, labels,
     ).before.score.objective
     assert found.after.objective == objective
     small = hub.opened(tmp_path / "small")
-    judged = rf.evaluate(small, data[2], objective=objective, teacher=hub.opened(dense)).judged
+    judged = rf.evaluate(small, data[2], teacher=hub.opened(dense)).judged
     assert found.after.judged.value == pytest.approx(judged.value, rel=1e-4)

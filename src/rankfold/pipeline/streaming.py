@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from rankfold.pipeline.compression.outcome.delivery import finished
 from rankfold.pipeline.compression.outcome.measure import calibration_part, held_out, protocol
 from rankfold.pipeline.compression.outcome.remarks import summary
 from rankfold.pipeline.compression.request import PLACE, Settings, request_of
+from rankfold.pipeline.cutting import TOGETHER, Extent, Parts, together
 from rankfold.pipeline.needs import Needs, needs_of
 from rankfold.report.quantities import bytes_of
 from rankfold.run.claim import claimed
@@ -268,22 +270,24 @@ class _Job:
     def calibration(self) -> Any:
         return calibration_part(self.data.train, self.settings.samples, self.settings.seed)
 
-    @property
-    def samples(self) -> int:
-        return sum(map(size_of, batches_of(self.calibration, 128, self.settings.samples)))
-
     def cut(self) -> Needs:
         """Find the blocks, and what the work on them needs."""
         found = sites(self.root, self.settings.where)
-        few = next(batches_of(self.calibration, 2, 2))
         if not found.reducible:
             raise ValueError(f"{self.folder}: none of its layers may be factored: --only and --exclude leave none")
+        seen = Extent().add(batches_of(self.calibration, TOGETHER, self.settings.samples))
+        samples, most = seen.samples, together(self.calibration, seen)
+        few = seen.add(batches_of(held_out(self.data)[0], most, WATCHED)).longest
         self.pages.cut(few, [site.name for site in found.reducible])
         assert self.settings.memory is not None
-        needs = needs_of(self.pages, found, size_of(few), self.samples, _METRIC, self.settings.memory)
-        if len(list(zip(range(2), batches_of(self.calibration, needs.batch, self.settings.samples), strict=False))) < 2:
+        needs = needs_of(self.pages, found, size_of(few), seen.whole, samples, most, _METRIC, self.settings.memory)
+        if len(list(islice(self.parts(needs), 2))) < 2:
             raise ValueError("the data to calibrate on are a single batch: give at least two, as one is held back")
         return needs
+
+    def parts(self, needs: Needs) -> Parts:
+        """What is calibrated on, as much of it at a time as fits."""
+        return Parts(self.calibration, needs.batch, self.settings.samples)
 
     def check(self, needs: Needs) -> None:
         """Tell what is needed, and refuse where it is not there."""
@@ -303,11 +307,11 @@ class _Job:
         self.team.shared(lambda: _cleared(fits))
         pages, (split, name) = self.pages, held_out(self.data)
         shards = pages.sink = hub.Shards(run / "shards", pages)
-        pages.watched = list(batches_of(split, needs.batch, WATCHED))
-        how = Calibration(self.samples, needs.batch, getattr(self.data, "name", ""), memory=needs.moments)
+        pages.watched = list(Parts(split, needs.batch, WATCHED))
+        how = Calibration(self.settings.samples, needs.batch, getattr(self.data, "name", ""), memory=needs.moments)
         how = replace(how, distributed=self.team.size > 1)
         known = profiled(
-            self.root, self.calibration, method=self.settings.method, objective=self.meant.objective,
+            self.root, self.parts(needs), method=self.settings.method, objective=self.meant.objective,
             where=self.settings.where, forms=self.settings.forms, calibration=how,
             directory=fits, progress=self.tell.progress,
             check=refused_early(self.budgets, rule_named(self.settings.rule)),
