@@ -18,7 +18,8 @@ from rankfold.sites import Site, SiteList
 BLOCKS = 2  # the block as it is, and as it becomes
 ACTIVATIONS = 3  # what its modules give: as it is kept to be differentiated, its gradients, and what is on the way
 LIBRARIES = 250_000_000  # what allocator and linear algebra take once they compute: 207 MB measured at width 512
-_ANSWERS = 1  # more of what the last module gives: it becomes probabilities, their sums, and draws
+# more of what the last module gives: that of the other network and, where it is no scores of tokens, as it is compared
+_ANSWERS = {True: 1, False: 4}
 
 
 class BoundError(ValueError):
@@ -83,6 +84,7 @@ class Needs:
 
 def needs_of(
     pages: Pages, found: SiteList, few: int, least: int, samples: int, most: int, metric_samples: int, bound: int,
+    by_token: bool,
 ) -> Needs:  # fmt: skip
     """What the work on ``samples`` samples needs, at most ``most`` of them at a time and at least ``least``; ``pages``
     were cut with ``few`` of them."""
@@ -95,7 +97,10 @@ def needs_of(
         bytes_beside([[here[n] for n in g if n in here] for g in span.groups], here) for span in chain.spans
     )
     spans = zip(chain.spans, bytes_in(chain), strict=True)
-    sample = max(size + (_ANSWERS * chain.calls[-1].size if span.end is None else 0) for span, size in spans) // few
+    sample = (
+        max(size + (_ANSWERS[by_token] * chain.calls[-1].size if span.end is None else 0) for span, size in spans)
+        // few
+    )
     known = dict(pages.network.named_parameters())
     model = sum(p.numel() * p.element_size() for p in known.values())
     fixed = LIBRARIES + BLOCKS * sizes[widest] + matrix

@@ -280,7 +280,10 @@ class _Job:
         few = seen.add(batches_of(held_out(self.data)[0], most, WATCHED)).longest
         self.pages.cut(few, [site.name for site in found.reducible])
         assert self.settings.memory is not None
-        needs = needs_of(self.pages, found, size_of(few), seen.whole, samples, most, _METRIC, self.settings.memory)
+        needs = needs_of(
+            self.pages, found, size_of(few), seen.whole, samples, most, _METRIC, self.settings.memory,
+            self.meant.objective.by_token,
+        )  # fmt: skip
         if len(list(islice(self.parts(needs), 2))) < 2:
             raise ValueError("the data to calibrate on are a single batch: give at least two, as one is held back")
         return needs
