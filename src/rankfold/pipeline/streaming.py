@@ -32,6 +32,7 @@ from rankfold.compress.ranks.rules import rule_named
 from rankfold.linalg.brief import brief
 from rankfold.objectives import Evaluation, Inferred
 from rankfold.observe import PAGES, Pages
+from rankfold.pipeline.body import Body
 from rankfold.pipeline.compression.outcome.beside import Beside
 from rankfold.pipeline.compression.outcome.delivery import finished
 from rankfold.pipeline.compression.outcome.measure import calibration_part, held_out, protocol
@@ -47,13 +48,11 @@ from rankfold.run.ordinary import ordinarily
 from rankfold.run.processes.memory import steady
 from rankfold.run.processes.team import Team, joined
 from rankfold.run.progress import Tell, shown
-from rankfold.sites import hidden, sites
-from rankfold.sites.wish import Where, wanted
+from rankfold.sites import sites
 from rankfold.store import StoreError, check_ours, manifest
 from rankfold.store.card import card
 from rankfold.train.evaluation import choose
 from rankfold.zoo.data import parts_of
-from rankfold.zoo.pretrained import table_of
 
 MEMORY = 8_000_000_000
 WATCHED = 256  # samples of the test split on which both networks are measured
@@ -188,7 +187,7 @@ def stream(
         team.shared(lambda: PLACE.check(place))
         team.shared(lambda: check_ours(place, root))
         sites(root, settings.where)  # a pattern that fits nothing is told
-        chosen = replace(settings, memory=memory, where=_Layers(root, settings.where))
+        chosen = replace(settings, memory=memory, where=Body(root, settings.where))
         meant = choose(
             root, data.validation, settings.objective, said=getattr(data, "objective", None), role="validation",
             answer=lambda root, batch: getattr(root, PAGES).answer(batch),
@@ -228,24 +227,6 @@ def check_streamable(settings: Settings) -> None:
 
 
 _WHOLE = "needs the whole model in memory: leave it out, or leave the bound out (--memory)"
-
-
-@dataclass(frozen=True)
-class _Layers:
-    """Which layers may be factored: those asked for that lie in the network as they are; no embeddings, and no head,
-    which is what transformers puts behind the body of a network."""
-
-    root: Any
-    asked: Where | None
-
-    def __call__(self, name: str, module: nn.Module) -> bool:
-        root, body = self.root, f"{self.root.base_model_prefix}."
-        tables = table_of(root), root.get_output_embeddings()
-        if isinstance(module, nn.Embedding) or module in tables or hidden(root, name):
-            return False
-        if root.base_model is not root and not name.startswith(body):
-            return False
-        return self.asked is None or wanted(self.asked, (name,), module)
 
 
 @dataclass(frozen=True)
