@@ -138,3 +138,16 @@ def test_the_objective_is_the_one_that_is_told_in_memory(tmp_path, make, labels,
     small = hub.opened(tmp_path / "small")
     judged = rf.evaluate(small, data[2], teacher=hub.opened(dense)).judged
     assert found.after.judged.value == pytest.approx(judged.value, rel=1e-4)
+
+
+def test_masks_in_a_pair_with_labels_are_left_out_where_blocks_are_told_apart(tmp_path):
+    dense = classifier(tmp_path / "dense")
+
+    def pairs(samples: int, seed: int) -> list[Any]:
+        ids = [batch["input_ids"] for batch in texts(samples, seed)]
+        return [({"input_ids": part, "attention_mask": torch.ones_like(part)}, part[:, 0] % 3) for part in ids]
+
+    data = (pairs(16, 0), pairs(8, 1), pairs(8, 2))
+    found = rf.stream(dense, data, "params=0.8", tmp_path / "small", memory=MEMORY)
+    small = hub.opened(tmp_path / "small")
+    assert found.after.judged.value == rf.evaluate(small, data[2]).judged.value
