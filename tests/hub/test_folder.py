@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +45,23 @@ def compressed(name: str, form: Form = Form.FACTORED):
     return model, batch, rf.apply_(copy.deepcopy(model), plan), plan
 
 
+def loaded_as_told(folder: Path):
+    """The model that the lines in the folder's README give."""
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    names: dict = {}
+    exec(code.replace("this folder", str(folder)), names)
+    return names["model"]
+
+
+def test_a_class_that_no_auto_class_gives_is_loaded_by_its_own_name(tmp_path):
+    config = transformers.GPT2Config(vocab_size=32, n_embd=16, n_layer=1, n_head=2, n_positions=16)
+    model = transformers.GPT2DoubleHeadsModel(config).eval()
+    batch = {"input_ids": torch.arange(8)[None]}
+    plan = rf.plan(model, "params=0.9", "truncate", example=batch)
+    rf.save(rf.apply_(model, plan), plan, tmp_path / "small")
+    assert type(loaded_as_told(tmp_path / "small")) is transformers.GPT2DoubleHeadsModel
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_gives_the_same_outputs_however_it_is_loaded(name, tmp_path):
     model, batch, small, plan = compressed(name)
@@ -56,6 +74,7 @@ def test_a_folder_gives_the_same_outputs_however_it_is_loaded(name, tmp_path):
     assert torch.equal(answer(type(model).from_pretrained(tmp_path / "small"), batch), wanted)
     assert torch.equal(answer(rf.load(tmp_path / "small", copy.deepcopy(model)).model, batch), wanted)
     assert len(plan.changed) >= 8
+    assert type(loaded_as_told(tmp_path / "small")) is type(model)
     kinds = {type(stored.model.get_submodule(entry.site)).__name__ for entry in plan.changed}
     assert kinds <= {"LowRankLinear", "LowRankConv1D", "LowRankEmbedding", "SpatialConv2d"}
 

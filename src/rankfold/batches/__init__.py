@@ -167,8 +167,11 @@ def _inner(model: nn.Module) -> nn.Module:
 
 
 def unmasked(named: Any) -> Any:
-    """A mapping of inputs without its masks; anything else as it is. Code of a model looks into the values of masks to
-    see whether it may leave them out; which modules are called with which shapes does not depend on it."""
+    """A mapping of inputs, alone or in a pair, without its masks; anything else as it is. Code of a model looks into
+    the values of masks to see whether it may leave them out; which modules are called with which shapes does not depend
+    on it."""
+    if isinstance(named, tuple) and named and isinstance(named[0], Mapping):
+        return (unmasked(named[0]), *named[1:])
     return {k: x for k, x in named.items() if "mask" not in k} if isinstance(named, Mapping) else named
 
 

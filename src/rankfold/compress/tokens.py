@@ -26,6 +26,7 @@ from rankfold.compress.metric import GRAPH, Gathering, Spreading, Taps, differen
 from rankfold.compress.spread import Spread, generator_of, measure_spread
 from rankfold.costs import evaluating
 from rankfold.objectives import Answer, Objective, ObjectiveError
+from rankfold.objectives.compare import in_parts
 from rankfold.observe import Samples
 from rankfold.observe.passes import laid_out, layout_for
 from rankfold.run.progress import Progress
@@ -194,10 +195,10 @@ class Drawn:
 
     def of(self, answers: Sequence[Answer], first: int) -> tuple[Tensor, float]:
         answer = next(each for each in answers if each.classes)
-        scores = answer.values.to(torch.promote_types(answer.values.dtype, torch.float32))
+        scores = answer.values
         slope = slope_of(scores.detach(), generator_of(-1, first))
         if answer.counted is not None:
-            slope = slope * answer.counted.unsqueeze(-1)
+            slope.mul_(answer.counted.unsqueeze(-1))
         counted = scores.shape[:-1].numel() if answer.counted is None else int(answer.counted.sum())
         return (scores * slope).sum(), counted
 
@@ -206,9 +207,14 @@ class Drawn:
 
 
 def slope_of(scores: Tensor, generator: torch.Generator) -> Tensor:
-    """∂(−log p(k))/∂scores = p − e_k at every position, k drawn from p = softmax(scores); (…, C)."""
-    slope = scores.softmax(-1)
-    upto = slope.cumsum(-1)
-    drawn = torch.rand((*scores.shape[:-1], 1), generator=generator).to(upto) * upto[..., -1:]
-    chosen = torch.searchsorted(upto, drawn, right=True).clamp_max(scores.shape[-1] - 1)
-    return slope.scatter_add(-1, chosen, -torch.ones_like(drawn))
+    """∂(−log p(k))/∂scores = p − e_k at every position, k drawn from p = softmax(scores); (…, C), in the type of the
+    scores."""
+    drawn = torch.rand((*scores.shape[:-1], 1), generator=generator)
+    slope = torch.empty(scores.shape, dtype=scores.dtype, device=scores.device)
+    rows = (table.reshape(-1, table.shape[-1]) for table in (scores, drawn, slope))
+    for own, chance, out in in_parts(*rows):
+        p = own.to(torch.promote_types(own.dtype, torch.float32)).softmax(-1)
+        upto = p.cumsum(-1)
+        chosen = torch.searchsorted(upto, chance.to(upto) * upto[..., -1:], right=True).clamp_max(scores.shape[-1] - 1)
+        out.copy_(p.scatter_add_(-1, chosen, -torch.ones_like(upto[..., -1:])))
+    return slope

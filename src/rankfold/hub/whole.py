@@ -22,12 +22,26 @@ _SHOWN = 3
 
 
 def built(kind: Any, config: Any, names: Iterable[str]) -> Any:
-    """A network of ``kind`` without weights, on the meta device, as files with the tensors ``names`` fill it."""
+    """A network of ``kind`` without weights, on the meta device, as files with the tensors ``names`` fill it, in the
+    types that ``from_pretrained`` gives it."""
     from rankfold.hub.folder import quietly
 
     with quietly(), torch.device("meta"):
         make = kind._from_config if hasattr(kind, "_from_config") else kind.from_config
-        return make(config, **without_pooler(kind, names)).eval()
+        return _typed_(make(config, **without_pooler(kind, names))).eval()
+
+
+def _typed_(model: Any) -> Any:
+    """``model`` with what transformers keeps in float32 in half precision, too: in T5 what would overflow."""
+    from transformers.core_model_loading import build_glob_alternation
+
+    types = model._get_dtype_plan(model.config.dtype)
+    if types:
+        pattern, groups, _ = build_glob_alternation(list(types))
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            if (found := pattern.search(name)) is not None and tensor.is_floating_point():
+                tensor.data = tensor.data.to(types[groups[str(found.lastgroup)]])
+    return model
 
 
 def without_pooler(kind: Any, names: Iterable[str]) -> dict[str, bool]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from rankfold.objectives.answer import Answer
 from rankfold.objectives.evaluation import ObjectiveError
 
 _TINY = 1e-30
-CHUNK = 1 << 22  # scores whose distributions are compared at a time
+CHUNK = 1 << 20  # numbers that are computed with at a time, in single or double precision, however many there are
 
 
 def paired(now: Sequence[Answer], then: Sequence[Answer]) -> list[tuple[Answer, Answer]]:
@@ -46,18 +46,45 @@ def scored(answer: Answer) -> bool:
 
 def divergences(now: Answer, then: Answer) -> Tensor:
     """(N,) float64: of class scores KL(then ‖ now) in nats, of numbers the squared change over their deviation."""
-    a, b = now.values.double(), then.values.double()
+    apart = _by_row(_kl if scored(now) else _square, now.values, then.values)
     if scored(now):
-        kl = F.kl_div(a.log_softmax(-1), b.log_softmax(-1), reduction="none", log_target=True).sum(-1)
-        return _counted_mean(kl, then.counted).clamp_min(0)
-    return _counted_mean((a - b).square().sum(-1), then.counted) / deviation(then).clamp_min(_TINY)
+        return _counted_mean(apart, then.counted).clamp_min(0)
+    return _counted_mean(apart, then.counted) / deviation(then).clamp_min(_TINY)
 
 
 def deviation(then: Answer) -> Tensor:
     """Mean squared deviation of a position from the mean over the samples; of constants or one sample their energy."""
-    b = then.values.double()
-    energy = _counted_mean((b - b.mean(0, keepdim=True)).square().sum(-1), then.counted).mean()
-    return energy if float(energy) > 0 else _counted_mean(b.square().sum(-1), then.counted).mean()
+    values = then.values.reshape(len(then.values), -1, then.values.shape[-1])
+    parts = (part.double() for (part,) in in_parts(values.transpose(0, 1)))  # some positions of all samples
+    apart = torch.cat([_square(part, part.mean(1, keepdim=True)) for part in parts]).T
+    energy = _counted_mean(apart, then.counted).mean()
+    return energy if float(energy) > 0 else _counted_mean(_by_row(_energy, values), then.counted).mean()
+
+
+def _by_row(change: Callable[..., Tensor], *tables: Tensor) -> Tensor:
+    """(…, C) → (…): ``change`` of the rows of tables in float64."""
+    shape = tables[0].shape
+    parts = in_parts(*(table.reshape(-1, shape[-1]) for table in tables))
+    return torch.cat([change(*(part.double() for part in each)) for each in parts]).reshape(shape[:-1])
+
+
+def in_parts(*tables: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tables (R, …) some rows at a time, together: copies of all rows of scores over a large vocabulary, in double
+    precision too, would take several times the memory of the scores. ``CHUNK`` numbers of the first."""
+    size = max(1, CHUNK // max(1, tables[0][:1].numel()))
+    return zip(*(table.split(size) for table in tables), strict=True)
+
+
+def _kl(now: Tensor, then: Tensor) -> Tensor:
+    return F.kl_div(now.log_softmax(-1), then.log_softmax(-1), reduction="none", log_target=True).sum(-1)
+
+
+def _square(now: Tensor, then: Tensor) -> Tensor:
+    return (now - then).square().sum(-1)
+
+
+def _energy(then: Tensor) -> Tensor:
+    return then.square().sum(-1)
 
 
 def distance(now: Answer, then: Answer, temperature: float, scale: float | None) -> tuple[Tensor, int]:
@@ -84,8 +111,8 @@ class _InChunks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
-        total, slope, size = a.new_zeros((), dtype=torch.float64), torch.empty_like(a), max(1, CHUNK // a.shape[-1])
-        for now, then, at in zip(a.split(size), b.split(size), slope.split(size), strict=True):
+        total, slope = a.new_zeros((), dtype=torch.float64), torch.empty_like(a)
+        for now, then, at in in_parts(a, b, slope):
             q, p = now.log_softmax(-1), then.log_softmax(-1)
             total += F.kl_div(q, p, reduction="sum", log_target=True).double()
             torch.sub(q.exp_(), p.exp_(), out=at)

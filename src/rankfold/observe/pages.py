@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from rankfold.batches import copied, unmasked
+from rankfold.batches import copied, forward, unmasked
 from rankfold.linalg.brief import brief
 from rankfold.observe.calls import called_names
 from rankfold.observe.chain import Chain, Span, find_chain
 
+T = TypeVar("T")
 GROUPS = 4  # in one span: as many as a block of a transformer has
 PAGES = "_rankfold_pages"  # the attribute by which a network has them
 
@@ -72,25 +73,12 @@ class Pages:
         return self.buffers.get(name, tensor)
 
     def cut(self, batch: Any, sites: Collection[str]) -> None:
-        """Find the spans, between ``sites``, in a pass without values. ``batch``: few samples. Masks are looked into by
-        some models, and decide no call of a module: without them it is tried again.
+        """Find the spans, between ``sites``, in a pass without values. ``batch``: few samples.
 
         Raises ``PagesError`` for a network whose forward needs values, and for one that cannot be cut.
         """
-        ghost = copied(self.network)
+        self.chain = self._without_values(batch, lambda ghost, given: find_chain(ghost, given, sites, GROUPS))
         kind = type(self.network).__name__
-        bare = unmasked(batch)
-        for given in (batch, bare):
-            try:
-                self.chain = find_chain(ghost, given, sites, GROUPS)
-                break
-            except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-                if given is bare:
-                    raise PagesError(
-                        f"{kind} needs its weights before the blocks can be told apart "
-                        f"({(str(error).splitlines() or [''])[0][:120]}): compress it as a whole, without a "
-                        "bound of memory"
-                    ) from error
         if not self.chain.spans:
             raise PagesError(
                 f"{kind}: the data reach none of the layers that may be factored: give other data, or choose other "
@@ -100,6 +88,25 @@ class Pages:
         for name, value in self.buffers.items():
             parent, _, own = name.rpartition(".")
             self.network.get_submodule(parent)._buffers[own] = value
+
+    def answer(self, batch: Any) -> Any:
+        """What the network gives for a batch, without values; to be asked before it is cut. Raises ``PagesError``."""
+        return self._without_values(batch, forward)
+
+    def _without_values(self, batch: Any, run: Callable[[nn.Module, Any], T]) -> T:
+        """Masks are looked into by some models, and decide no call of a module: without them it is tried again."""
+        ghost, bare = copied(self.network), unmasked(batch)
+        for given in (batch, bare):
+            try:
+                return run(ghost, given)
+            except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+                if given is bare:
+                    raise PagesError(
+                        f"{type(self.network).__name__} needs its weights before the blocks can be told apart "
+                        f"({(str(error).splitlines() or [''])[0][:120]}): compress it as a whole, without a "
+                        "bound of memory"
+                    ) from error
+        raise AssertionError
 
     def turn(self, number: int, *others: nn.Module) -> None:
         """Read what span ``number`` needs, in ``network`` and in ``others``, where weights of these names are still

@@ -70,9 +70,10 @@ class Replay:
     ) -> tuple[State, Any]:
         """What is kept at the end of ``span`` for the batch of number ``index``, given ``state`` at its start; and what
         the network gives, where that is its end (None elsewhere). ``looking``: entered for the pass itself; what raises
-        ``Enough`` ends the pass, and while it waits a few calls are made behind the end of ``span``, too: where two
-        branches are added, one may end there. ``graph``: what is kept and given can be differentiated by ``state``.
-        ``taping``: the pass goes on from where an earlier one was cut, or is to be cut."""
+        ``Enough`` ends the pass, and while it waits a few calls are made behind the end of ``span``, too, as far as
+        their weights are there: where two branches are added, one may end there. ``graph``: what is kept and given can
+        be differentiated by ``state``. ``taping``: the pass goes on from where an earlier one was cut, or is to be
+        cut."""
         within = looking or nullcontext()
         with torch.set_grad_enabled(graph):
             if span.start is None and span.end is None and taping is None:
@@ -117,7 +118,7 @@ class _Pass:
         self, module: nn.Module, name: str, go_on: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         number = self.number
-        if self._ended(number) and not self._goes_on(number, args, kwargs):
+        if self._ended(number) and not self._goes_on(number, module, args, kwargs):
             raise Enough
         if number >= len(self.calls) or self.calls[number].name != name:
             known = self.calls[number].name if number < len(self.calls) else "the end"
@@ -142,13 +143,14 @@ class _Pass:
     def _ended(self, number: int) -> bool:
         return self.end is not None and number >= self.calls[self.end.call].stop and self.end.call in self.kept
 
-    def _goes_on(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """Whether a call behind the end is made all the same, for what looks."""
+    def _goes_on(self, number: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call behind the end is made all the same, for what looks: not with weights that are not there, as
+        of another span of a network whose weights stay on the disk."""
         if self.beyond and number < self.beyond[-1]:  # inside of one that is
             return True
         if self.looking is None or number >= len(self.calls) or len(self.beyond) == _BEYOND:
             return False
-        if not self.looking.waits(args, kwargs):
+        if not self.looking.waits(args, kwargs) or any(p.is_meta for p in module.parameters()):
             return False
         self.beyond.append(self.calls[number].stop)
         return True

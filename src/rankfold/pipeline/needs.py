@@ -18,8 +18,8 @@ from rankfold.sites import Site, SiteList
 BLOCKS = 2  # the block as it is, and as it becomes
 ACTIVATIONS = 3  # what its modules give: as it is kept to be differentiated, its gradients, and what is on the way
 LIBRARIES = 250_000_000  # what allocator and linear algebra take once they compute: 207 MB measured at width 512
-_ANSWERS = 1  # more of what the last module gives: it becomes probabilities, their sums, and draws
-_LEAST = 8  # batches, of which one is held back
+# more of what the last module gives: that of the other network and, where it is no scores of tokens, as it is compared
+_ANSWERS = {True: 1, False: 4}
 
 
 class BoundError(ValueError):
@@ -30,7 +30,8 @@ class BoundError(ValueError):
 class Needs:
     """Bytes. ``block``: weights of the largest block, ``name`` of its first layer; ``sample``: what its modules give
     for one sample; ``matrix``: the statistics of the site with the largest ones, ``site``, beside the moments of a
-    block; ``disk``: in all, ``model`` of it at the end; ``batch``: samples at a time within ``bound``."""
+    block; ``disk``: in all, ``model`` of it at the end; ``batch``: samples at a time within ``bound``; ``least``: of a
+    batch that cannot be cut."""
 
     block: int
     name: str
@@ -41,11 +42,12 @@ class Needs:
     model: int
     bound: int
     batch: int
+    least: int = 1
 
     @property
     def smallest(self) -> int:
         """The least bound that works."""
-        return LIBRARIES + BLOCKS * self.block + ACTIVATIONS * self.sample + self.matrix
+        return LIBRARIES + BLOCKS * self.block + ACTIVATIONS * self.sample * self.least + self.matrix
 
     @property
     def moments(self) -> int:
@@ -55,9 +57,10 @@ class Needs:
     def check(self, directory: Path) -> None:
         """``BoundError`` for too little memory, ``OSError`` for too little disk, each in one line."""
         if self.bound < self.smallest:
+            samples = "one sample" if self.least == 1 else f"the {self.least} samples of a batch that cannot be cut"
             parts = {
                 f"the weights of one block ({self.name}), twice": BLOCKS * self.block,
-                "the activations of one sample": ACTIVATIONS * self.sample,
+                f"the activations of {samples}": ACTIVATIONS * self.sample * self.least,
                 f"the statistics of one layer ({self.site}) and the moments of a block": self.matrix,
                 "torch and its linear algebra, once they compute": LIBRARIES,
             }
@@ -79,8 +82,12 @@ class Needs:
         )
 
 
-def needs_of(pages: Pages, found: SiteList, few: int, samples: int, metric_samples: int, bound: int) -> Needs:
-    """What the work on ``samples`` samples needs; ``pages`` were cut with ``few`` samples."""
+def needs_of(
+    pages: Pages, found: SiteList, few: int, least: int, samples: int, most: int, metric_samples: int, bound: int,
+    by_token: bool,
+) -> Needs:  # fmt: skip
+    """What the work on ``samples`` samples needs, at most ``most`` of them at a time and at least ``least``; ``pages``
+    were cut with ``few`` of them."""
     chain, sizes = pages.chain, pages.sizes()
     here = {site.name: site for site in found.reducible}
     inside = [[here[name] for group in span.groups for name in group if name in here] for span in chain.spans]
@@ -90,15 +97,18 @@ def needs_of(pages: Pages, found: SiteList, few: int, samples: int, metric_sampl
         bytes_beside([[here[n] for n in g if n in here] for g in span.groups], here) for span in chain.spans
     )
     spans = zip(chain.spans, bytes_in(chain), strict=True)
-    sample = max(size + (_ANSWERS * chain.calls[-1].size if span.end is None else 0) for span, size in spans) // few
+    sample = (
+        max(size + (_ANSWERS[by_token] * chain.calls[-1].size if span.end is None else 0) for span, size in spans)
+        // few
+    )
     known = dict(pages.network.named_parameters())
     model = sum(p.numel() * p.element_size() for p in known.values())
     fixed = LIBRARIES + BLOCKS * sizes[widest] + matrix
-    batch = min(128, samples // _LEAST, max(bound - fixed, 0) // (2 * ACTIVATIONS * max(sample, 1)))
+    batch = min(most, max(bound - fixed, 0) // (2 * ACTIVATIONS * max(sample, 1)))
     names = [site.name for site in inside[widest]] or sorted(pages.parts[widest])
     return Needs(
         sizes[widest], names[0], sample, matrix, largest.name,
-        _disk(pages, inside, few, samples, metric_samples) + model, model, bound, max(batch, 1),
+        _disk(pages, inside, few, samples, metric_samples) + model, model, bound, max(batch, least), least,
     )  # fmt: skip
 
 

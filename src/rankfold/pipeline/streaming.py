@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,15 @@ from rankfold.compress.ranks.asked import parsed
 from rankfold.compress.ranks.budget import Budget, Latency
 from rankfold.compress.ranks.rules import rule_named
 from rankfold.linalg.brief import brief
-from rankfold.objectives import CausalLanguageModel, Evaluation, Objective, Teacher
+from rankfold.objectives import Evaluation, Inferred
 from rankfold.observe import PAGES, Pages
+from rankfold.pipeline.body import Body
 from rankfold.pipeline.compression.outcome.beside import Beside
 from rankfold.pipeline.compression.outcome.delivery import finished
 from rankfold.pipeline.compression.outcome.measure import calibration_part, held_out, protocol
 from rankfold.pipeline.compression.outcome.remarks import summary
 from rankfold.pipeline.compression.request import PLACE, Settings, request_of
+from rankfold.pipeline.cutting import TOGETHER, Extent, Parts, together
 from rankfold.pipeline.needs import Needs, needs_of
 from rankfold.report.quantities import bytes_of
 from rankfold.run.claim import claimed
@@ -45,12 +48,11 @@ from rankfold.run.ordinary import ordinarily
 from rankfold.run.processes.memory import steady
 from rankfold.run.processes.team import Team, joined
 from rankfold.run.progress import Tell, shown
-from rankfold.sites import hidden, sites
-from rankfold.sites.wish import Where, wanted
+from rankfold.sites import sites
 from rankfold.store import StoreError, check_ours, manifest
 from rankfold.store.card import card
+from rankfold.train.evaluation import choose
 from rankfold.zoo.data import parts_of
-from rankfold.zoo.pretrained import continues, table_of
 
 MEMORY = 8_000_000_000
 WATCHED = 256  # samples of the test split on which both networks are measured
@@ -185,8 +187,12 @@ def stream(
         team.shared(lambda: PLACE.check(place))
         team.shared(lambda: check_ours(place, root))
         sites(root, settings.where)  # a pattern that fits nothing is told
-        chosen = replace(settings, memory=memory, where=_Layers(root, settings.where))
-        job = _Job(root, Path(folder), data, budgets, chosen, place, told, team)
+        chosen = replace(settings, memory=memory, where=Body(root, settings.where))
+        meant = choose(
+            root, data.validation, settings.objective, said=getattr(data, "objective", None), role="validation",
+            answer=lambda root, batch: getattr(root, PAGES).answer(batch),
+        )  # fmt: skip
+        job = _Job(root, Path(folder), data, budgets, chosen, meant, place, told, team)
         needs = job.cut()
         asked = request_of(root, data, budgets, settings) | {"streamed": True}
 
@@ -224,26 +230,13 @@ _WHOLE = "needs the whole model in memory: leave it out, or leave the bound out 
 
 
 @dataclass(frozen=True)
-class _Layers:
-    """Which layers may be factored: those asked for that lie in the network as they are; no embeddings, no heads."""
-
-    root: Any
-    asked: Where | None
-
-    def __call__(self, name: str, module: nn.Module) -> bool:
-        head = self.root.get_output_embeddings()
-        if isinstance(module, nn.Embedding) or module in (table_of(self.root), head) or hidden(self.root, name):
-            return False
-        return self.asked is None or wanted(self.asked, (name,), module)
-
-
-@dataclass(frozen=True)
 class _Job:
     root: Any
     folder: Path
     data: Any
     budgets: tuple[Budget, ...]
     settings: Settings
+    meant: Inferred
     directory: Path
     tell: Tell
     team: Team
@@ -258,29 +251,27 @@ class _Job:
     def calibration(self) -> Any:
         return calibration_part(self.data.train, self.settings.samples, self.settings.seed)
 
-    @property
-    def objective(self) -> Objective:
-        asked = self.settings.objective_for(self.data)
-        if asked is not None:
-            return asked
-        return CausalLanguageModel() if continues(self.root) else Teacher()
-
-    @property
-    def samples(self) -> int:
-        return sum(map(size_of, batches_of(self.calibration, 128, self.settings.samples)))
-
     def cut(self) -> Needs:
         """Find the blocks, and what the work on them needs."""
         found = sites(self.root, self.settings.where)
-        few = next(batches_of(self.calibration, 2, 2))
         if not found.reducible:
             raise ValueError(f"{self.folder}: none of its layers may be factored: --only and --exclude leave none")
+        seen = Extent().add(batches_of(self.calibration, TOGETHER, self.settings.samples))
+        samples, most = seen.samples, together(self.calibration, seen)
+        few = seen.add(batches_of(held_out(self.data)[0], most, WATCHED)).longest
         self.pages.cut(few, [site.name for site in found.reducible])
         assert self.settings.memory is not None
-        needs = needs_of(self.pages, found, size_of(few), self.samples, _METRIC, self.settings.memory)
-        if len(list(zip(range(2), batches_of(self.calibration, needs.batch, self.settings.samples), strict=False))) < 2:
+        needs = needs_of(
+            self.pages, found, size_of(few), seen.whole, samples, most, _METRIC, self.settings.memory,
+            self.meant.objective.by_token,
+        )  # fmt: skip
+        if len(list(islice(self.parts(needs), 2))) < 2:
             raise ValueError("the data to calibrate on are a single batch: give at least two, as one is held back")
         return needs
+
+    def parts(self, needs: Needs) -> Parts:
+        """What is calibrated on, as much of it at a time as fits."""
+        return Parts(self.calibration, needs.batch, self.settings.samples)
 
     def check(self, needs: Needs) -> None:
         """Tell what is needed, and refuse where it is not there."""
@@ -294,16 +285,17 @@ class _Job:
     def run(self, needs: Needs) -> Streamed:
         from rankfold import hub
 
+        self.tell.say(str(self.meant))
         run = self.directory / "run"
         fits = run / "fits" / f"{needs.batch}-{needs.moments}"  # what is measured depends on both
         self.team.shared(lambda: _cleared(fits))
         pages, (split, name) = self.pages, held_out(self.data)
         shards = pages.sink = hub.Shards(run / "shards", pages)
-        pages.watched = list(batches_of(split, needs.batch, WATCHED))
-        how = Calibration(self.samples, needs.batch, getattr(self.data, "name", ""), memory=needs.moments)
+        pages.watched = list(Parts(split, needs.batch, WATCHED))
+        how = Calibration(self.settings.samples, needs.batch, getattr(self.data, "name", ""), memory=needs.moments)
         how = replace(how, distributed=self.team.size > 1)
         known = profiled(
-            self.root, self.calibration, method=self.settings.method, objective=self.objective,
+            self.root, self.parts(needs), method=self.settings.method, objective=self.meant.objective,
             where=self.settings.where, forms=self.settings.forms, calibration=how,
             directory=fits, progress=self.tell.progress,
             check=refused_early(self.budgets, rule_named(self.settings.rule)),
@@ -326,7 +318,7 @@ class _Job:
         small = shape_(copied(self.root), plan)
         files, there = shards.close(small)
         notes = {"model": self.settings.model, "data": getattr(self.data, "name", ""), "split": split}
-        notes |= dict(getattr(self.data, "cut", {})) | {"objective": self.objective.name}
+        notes |= dict(getattr(self.data, "cut", {})) | {"objective": self.meant.objective.name}
         if scores[0] is not None:
             costs = (plan.before, plan.after)
             notes |= {key: s.values | asdict(c) for key, s, c in zip(("before", "figures"), scores, costs, strict=True)}

@@ -10,7 +10,6 @@ from typing import Any
 from torch import nn
 
 from rankfold.compress.planning.plan import Plan
-from rankfold.sites import is_causal
 from rankfold.store.manifest import UNFINISHED
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # OWNER/NAME on the hub
@@ -18,7 +17,7 @@ _NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")  # OWNER/NAME on the hub
 
 def card(model: nn.Module, plan: Plan, notes: Mapping[str, Any]) -> str:
     """How to load the model, what was done to it and what that cost; no names of anybody's folders."""
-    base, auto = _base(model, notes), _auto(model)
+    base, (place, loader) = _base(model, notes), _loader(model)
     lines = [
         "---", "library_name: transformers", "tags: [rankfold, low-rank]",
         *([f"base_model: {base}"] if base else []), "---",
@@ -26,8 +25,8 @@ def card(model: nn.Module, plan: Plan, notes: Mapping[str, Any]) -> str:
         *_unfinished(notes),
         f"{len(plan.changed)} of {len(plan.entries)} matrices are products of thin ones. To load it, install rankfold "
         "and import its plug-in first:",
-        "", "```python", "import rankfold.hub", f"from transformers import {auto}", "",
-        f'model = {auto}.from_pretrained("this folder")', "```", "",
+        "", "```python", "import rankfold.hub", f"from {place} import {loader}", "",
+        f'model = {loader}.from_pretrained("this folder")', "```", "",
         "Without `import rankfold.hub` the same line raises an error about a tensor of size 0. Never answer it with "
         "`ignore_mismatched_sizes=True`: the model would have random weights. `from_config` builds dense layers.", "",
         "PEFT takes its layers by the names that they had, once its configuration was told: "
@@ -47,14 +46,14 @@ def card(model: nn.Module, plan: Plan, notes: Mapping[str, Any]) -> str:
 
 def dense_card(model: nn.Module, plan: Plan, notes: Mapping[str, Any]) -> str:
     """What a folder with the factors multiplied out is, what it was made from, and how far it is from that."""
-    base, auto = _base(model, notes), _auto(model)
+    base, (_, loader) = _base(model, notes), _loader(model)
     lines = [
         "---", "library_name: transformers", "tags: [low-rank]", *([f"base_model: {base}"] if base else []), "---",
         "", f"# {base or type(model).__name__}, of low rank and multiplied out", "",
         *_unfinished(notes),
         f"{len(plan.changed)} of {len(plan.entries)} matrices were products of thin ones, and are stored multiplied "
-        f"out: the architecture is the ordinary one, as large as before, and `{auto}.from_pretrained` loads it without "
-        "rankfold. Its figures are those of the smaller network; it saves neither time nor memory.", "",
+        f"out: the architecture is the ordinary one, as large as before, and `{loader}.from_pretrained` loads it "
+        "without rankfold. Its figures are those of the smaller network; it saves neither time nor memory.", "",
         "| | original | this |", "|---|---|---|",
         f"| parameters of the network in factors | {plan.before.params:,} | {plan.after.params:,} |",
         *_figures(notes), "",
@@ -69,8 +68,25 @@ def _base(model: nn.Module, notes: Mapping[str, Any]) -> str:
     return next((name for name in names if _NAME.fullmatch(name) and not Path(name).exists()), "")
 
 
-def _auto(model: nn.Module) -> str:
-    return "AutoModelForCausalLM" if is_causal(model) else "AutoModel"
+def _loader(model: nn.Module) -> tuple[str, str]:
+    """The class by which a person loads the model with its head, and the module that has it: that Auto class of
+    transformers which gives a model of this kind for its configuration, or else its own."""
+    from transformers.models.auto import modeling_auto
+
+    names = sorted(modeling_auto.__all__, key=lambda name: ("ForPreTraining" in name, name))  # others say more
+    kinds = {name: getattr(modeling_auto, name) for name in names if name.startswith("Auto")}
+    given = {name: _given(kind, type(model.config)) for name, kind in kinds.items()}
+    for each in type(model).__mro__:  # of a class of one's own the one that it was made from
+        if (found := next((name for name in names if each in given.get(name, ())), None)) is not None:
+            return "transformers", found
+    own = type(model)
+    return "transformers" if own.__module__.startswith("transformers.") else own.__module__, own.__name__
+
+
+def _given(auto: Any, config: type) -> tuple[type, ...]:
+    """The classes that an Auto class of transformers gives for a kind of configuration."""
+    found = getattr(auto, "_model_mapping", {}).get(config, ())
+    return found if isinstance(found, tuple) else (found,)
 
 
 def _unfinished(notes: Mapping[str, Any]) -> list[str]:

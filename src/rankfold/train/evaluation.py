@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from math import isfinite
 from typing import Any
@@ -131,10 +131,10 @@ def counted(
 
 def choose(
     model: nn.Module, data: Any, objective: Objective | str | None, *, said: Objective | str | None = None,
-    role: str = "train",
+    role: str = "train", answer: Callable[[nn.Module, Any], Any] = forward,
 ) -> Inferred:  # fmt: skip
     """The objective that was asked for, or else what the data `said` of themselves, or else the one that `model` and a
-    first batch of `data`, with all targets that are in memory, tell.
+    first batch of `data`, with all targets that are in memory, tell. Of its `answer` no values are read.
 
     Random states are left as found. Raises TrainingError where they do not tell, or where `data` are empty.
     """
@@ -146,7 +146,7 @@ def choose(
     generators = feed.Feed(data, _ENOUGH, None).generators()
     with seeded(0, torch.device("cpu"), generators), evaluating(model), named(role):
         for batch in feed.ordered(data, _ENOUGH):
-            return infer(forward(model, batch), batch, known_targets(data))
+            return infer(answer(model, batch), batch, known_targets(data))
     raise TrainingError(f"{role} data: it is empty; give at least one batch")
 
 

@@ -57,6 +57,19 @@ class Classification(Objective):
 
     def pair(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
         """Scores (R, C) and targets (R,), or probabilities (R, C), of the positions that count."""
+        scores, found = self._rows(output, batch)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        kept = self._kept(found)
+        if not bool(kept.all()):  # a copy of the scores only where some are left out
+            scores, found = scores[kept], found[kept]
+        return scores, found
+
+    def _kept(self, found: Tensor) -> Tensor:
+        """Which of the targets of ``_rows`` count."""
+        return found != self.ignore if found.dim() == 1 else found.new_ones(len(found), dtype=torch.bool)
+
+    def _rows(self, output: Any, batch: Any) -> tuple[Tensor, Tensor]:
+        """Scores (R, C) in their own type and targets (R,), or probabilities (R, C), of all positions."""
         values = main_tensor(output)
         target = self.target(batch)
         if not isinstance(target, Tensor):
@@ -67,7 +80,6 @@ class Classification(Objective):
         if values.dim() < 2:
             self._refuse(values, target)
         scores = values.movedim(self.axis, -1)
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         classes = scores.shape[-1]
         if target.is_floating_point():
             if target.shape != values.shape:
@@ -84,12 +96,9 @@ class Classification(Objective):
             target = target.squeeze(-1)
         if target.shape != scores.shape[:-1] or target.dtype == torch.bool or target.is_complex():
             self._refuse(values, target)
-        rows, found = scores.reshape(-1, classes), target.reshape(-1)
-        kept = found != self.ignore
-        if not bool(kept.all()):  # a copy of the scores only where some are left out
-            rows, found = rows[kept], found[kept]
-        self._check_range(found, classes)
-        return rows, found
+        found = target.reshape(-1)
+        self._check_range(found[found != self.ignore], classes)
+        return scores.reshape(-1, classes), found
 
     def check(self, output: Any, targets: Tensor) -> None:
         values = main_tensor(output)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rankfold.batches import labels_of
 from rankfold.objectives.answer import attention_mask, decoded, indices, named_input, of_classes, unpadded
-from rankfold.objectives.compare import distance
+from rankfold.objectives.compare import distance, in_parts
 from rankfold.objectives.evaluation import Figure, ObjectiveError
 from rankfold.objectives.kinds.classification import Classification, likeliest
 from rankfold.objectives.units import TOKEN
@@ -86,22 +86,37 @@ class CausalLanguageModel(Classification):
         return True
 
     def measure(self, output: Any, batch: Any, taught: Any = None) -> dict[str, Tensor]:
-        scores, target = self.pair(output, batch)
+        rows, target = self._rows(output, batch)
         if target.dim() > 1:  # probabilities
             return super().measure(output, batch, taught)
-        kept = (self.target(batch) != self.ignore).to(scores.device).flatten(1)
-        loss = F.cross_entropy(scores, target, reduction="none").double()
+        others = rows if taught is None else self._rows(taught, batch)[0].to(rows.device)
+        kept = self._kept(target)
+        each = [
+            self._measured(mine[at], None if taught is None else other[at], right[at])
+            for mine, other, right, at in in_parts(rows, others, target, kept)
+        ]
+        loss = torch.cat([part.pop("losses") for part in each])
         # of each sample: the sum over its tokens, and how many those are
-        sample = torch.arange(len(kept), device=scores.device).unsqueeze(1).expand_as(kept)[kept]
+        kept = kept.reshape(len(self.target(batch)), -1)
+        sample = torch.arange(len(kept), device=rows.device).unsqueeze(1).expand_as(kept)[kept]
         total = loss.new_zeros(len(kept)).index_add(0, sample, loss)
         tokens = kept.sum(1).double()
-        given = likeliest(scores)
-        found = {
-            "loss": loss.sum(), "count": tokens.sum(), "right": (given == target).sum(), "samples": (tokens > 0).sum(),
+        found = {name: torch.stack([part[name] for part in each]).sum(0) for name in each[0]}
+        return found | {
+            "loss": loss.sum(), "count": tokens.sum(), "samples": (tokens > 0).sum(),
             "loss loss": total.square().sum(), "loss tokens": (total * tokens).sum(), "tokens tokens": tokens @ tokens,
         }  # fmt: skip
-        if taught is not None:
-            other = self.pair(taught, batch)[0].to(scores)
+
+    @staticmethod
+    def _measured(scores: Tensor, other: Tensor | None, target: Tensor) -> dict[str, Tensor]:
+        """Of some positions, by the scores there and those of the original."""
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        given = likeliest(scores)
+        found = {
+            "losses": F.cross_entropy(scores, target, reduction="none").double(), "right": (given == target).sum(),
+        }  # fmt: skip
+        if other is not None:
+            other = other.to(scores)
             kl, rows = distance(of_classes(scores, None), of_classes(other, None), temperature=1.0, scale=None)
             found |= {"kl": kl.double().clamp_min(0) * rows, "same": (given == other.argmax(-1)).sum()}
         return found

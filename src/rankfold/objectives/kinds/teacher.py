@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from rankfold.batches import size_of
 from rankfold.objectives.base import Objective
-from rankfold.objectives.compare import paired
-from rankfold.objectives.evaluation import SPREAD, Figure, ObjectiveError, moments
+from rankfold.objectives.compare import in_parts, paired
+from rankfold.objectives.evaluation import SPREAD, Figure, ObjectiveError, joined, moments
 
 
 @dataclass(frozen=True)
@@ -49,10 +50,12 @@ class Teacher(Objective):
             )
         found: dict[str, Tensor] = {"count": torch.tensor(size_of(batch))}
         for index, (now, then) in enumerate(paired(self.answers(output, batch), self.answers(taught, batch))):
-            a, b = now.places.double(), then.places.double()
-            counted = b if then.counted is None else b[then.counted.reshape(-1)]
-            found |= {f"moved {index}": (a - b).square().sum(), f"energy {index}": b.square().sum()}
-            found |= {f"{SPREAD}{index}": moments(counted)}
+            a, b = now.places, then.places
+            counted = torch.ones(len(b), dtype=torch.bool, device=b.device) if then.counted is None else then.counted
+            each = [_measured(*part) for part in in_parts(a, b, counted.reshape(-1))]
+            moved, energy, spread = zip(*each, strict=True)
+            found |= {f"moved {index}": sum(moved), f"energy {index}": sum(energy)}
+            found |= {f"{SPREAD}{index}": reduce(joined, spread)}
         return found
 
     def conclude(self, sums: Mapping[str, Tensor]) -> tuple[tuple[Figure, ...], float | None]:
@@ -70,3 +73,9 @@ class Teacher(Objective):
             else:
                 shares.append(moved if math.isnan(moved) else float(moved != 0))
         return sum(shares) / len(shares)
+
+
+def _measured(now: Tensor, then: Tensor, counted: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of some places: the squared change, the squares of what was there, and the moments of what counts of that."""
+    a, b = now.double(), then.double()
+    return (a - b).square().sum(), b.square().sum(), moments(b if bool(counted.all()) else b[counted])
