@@ -65,10 +65,10 @@ def restore_(
     have F + B A, whose shape is that of F, so that merging is exact. Rows and columns are counted each in units of its
     own (`levels`), so that a network that is rescaled exactly, as by a neuron's inputs times 300 and its outputs over
     300, is adapted exactly as before. Where an adapter is worth most is told by the gradient of the divergence in these
-    units: its singular directions, those with the largest values for their numbers. There A stays, and B is trained,
-    whose curvature is known from the first steps on. Tables and tied weights have none, nor have matrices that you
-    froze (``requires_grad``), unless all are frozen; all else stays as it is, also rows and columns of zeros, and the
-    whole model where the work is interrupted. Labels are never looked at.
+    units: its singular directions, those with the largest values for their numbers. A begins with them, B with zero.
+    Tables and tied weights have none, nor have matrices that you froze (``requires_grad``), unless all are frozen; all
+    else stays as it is, also rows and columns of zeros, and the whole model where the work is interrupted. Labels are
+    never looked at.
 
     Args:
         model: with factored layers, changed in place.
@@ -114,7 +114,7 @@ def restore_(
     scales = {name: levels(places[name].detach().flatten(1)) for name in gradients}
     starts = _starts(scales, gradients, int(params * whole if params <= 1 else params))
     added = {name: Added(start, *scales[name]) for name, start in starts.items()}
-    trained = [one.left for one in added.values()]
+    trained = [part for one in added.values() for part in (one.left, one.right)]
     how = Steps(steps, learning_rate, samples, batch_size, Natural)
     with ExitStack() as stack:
         for name, one in added.items():
@@ -124,18 +124,17 @@ def restore_(
         for name, one in added.items():
             places[name].copy_(one(places[name]))
     ranks = {name: len(one.right) for name, one in added.items()}
-    numbers = sum(one.left.numel() + one.right.numel() for one in added.values())
-    return Restored(ranks, numbers, way.before, way.after, way.step)
+    return Restored(ranks, sum(part.numel() for part in trained), way.before, way.after, way.step)
 
 
 class Added(nn.Module):
-    """W ↦ W + diag(r) B A diag(c) in the shape of W, r and c its `levels`: B zero at first, A of entries about one,
-    which stays, in float32."""
+    """W ↦ W + diag(r) B A diag(c) in the shape of W, r and c its `levels`: B zero at first, A of entries about one, in
+    float32."""
 
     def __init__(self, right: Tensor, rows: Tensor, columns: Tensor) -> None:
         super().__init__()
         self.rows, self.columns = rows.float().unsqueeze(1), columns.float()
-        self.right = right.to(self.columns) * len(columns) ** 0.5
+        self.right = nn.Parameter(right.to(self.columns) * len(columns) ** 0.5)
         self.left = nn.Parameter(self.columns.new_zeros(len(rows), len(right)))
 
     def forward(self, weight: Tensor) -> Tensor:
