@@ -592,3 +592,16 @@ def test_a_few_samples_are_drawn_where_they_have_an_index_and_are_no_more_than_a
     assert few_of(own, 2) is own  # batches, not samples
     shuffled = few_of(DataLoader(pairs, batch_size=4, shuffle=True), 6)
     assert sum(len(x) for x, _ in shuffled) == 6
+
+
+def test_an_objective_of_ones_own_judges_without_a_profile_and_not_beside_one() -> None:
+    draw = torch.Generator().manual_seed(0)
+    x, y = torch.randn(96, 8, generator=draw), torch.randn(96, 1, generator=draw)
+    data = SimpleNamespace(train=(x[:64], y[:64]), validation=(x[64:], y[64:]))
+    net = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 1))
+    asked = rf.objective("mae", loss=lambda output, batch: (output - batch[1]).abs().mean())
+    found = rf.smallest(net, data, max_drop=10, by="params", objective=asked)
+    assert found.quality.figure.name == "mae"
+    assert found.quality.before == pytest.approx(float((net(x[64:]) - y[64:]).abs().mean().detach()), rel=0.3)
+    with pytest.raises(ValueError, match="the profile has an objective already"):
+        rf.smallest(net, data, max_drop=10, profile=rf.profile(net, data.train), objective=asked)

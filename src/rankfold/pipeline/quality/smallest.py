@@ -78,6 +78,7 @@ def smallest(
     budget: str | Budget | Sequence[str | Budget] = (),
     rule: str | RankRule = "optimal",
     profile: Profile | None = None,
+    objective: Objective | str | None = None,
     seed: int = 0,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Smallest:
@@ -99,6 +100,7 @@ def smallest(
         rule: how ranks are shared out between sites.
         profile: of ``model``, by the method, objective and calibration of your choice; by default made here, by
             ``project`` from 2,048 samples of ``data.train``.
+        objective: what outputs and targets mean; by default that of ``profile``, or as data and model tell.
         seed: draws these samples, and parts ``validation`` in two halves.
         progress: called as ``progress(what, done, total)`` as the work goes on.
 
@@ -107,7 +109,8 @@ def smallest(
 
     Raises:
         BudgetError: nothing is good enough; with the least drop that was met.
-        ValueError: a drop below zero or above what the figure can fall by; validation data that are missing or too few.
+        ValueError: a drop below zero or above what the figure can fall by; validation data that are missing or too few;
+            both a profile and an objective.
 
     Cost: the profile; for each network that is tried (about 20) its factors, one pass over the calibration data where
     there is BatchNorm, and one over half of ``validation``.
@@ -122,9 +125,15 @@ def smallest(
         True
     """
     asked = MaxDrop.of(max_drop, by)
-    data = parts_of(data)
+    if profile is not None:
+        if objective is not None:
+            raise ValueError(
+                "the profile has an objective already: leave objective out, or give it to rankfold.profile"
+            )
+        objective = profile.objective
+    data, limits = parts_of(data), parsed(budget) if budget else ()
     with feed.undrawn(data.train, data.validation):
-        return _hunt(model, data, asked, parsed(budget) if budget else (), rule, profile, seed, progress).found()
+        return _hunt(model, data, asked, limits, rule, profile, objective, seed, progress).found()
 
 
 def _hunt(
@@ -134,13 +143,14 @@ def _hunt(
     budgets: tuple[Budget, ...],
     rule: str | RankRule,
     profile: Profile | None,
+    given: Objective | str | None,
     seed: int,
     progress: Callable[[str, int, int], None] | None,
 ) -> Hunt:
     """What is refused without a profile is refused before there is one."""
     parts = halves(data.validation, seed)
-    chosen = None if profile is None else profile.objective
-    objective = choose(model, data.validation, chosen or getattr(data, "objective", None), role="validation").objective
+    given = given or getattr(data, "objective", None)
+    objective = choose(model, data.validation, given, role="validation").objective
     calibration = calibration_part(data.train, 2048, seed) if profile is None or profile.data is None else profile.data
     tell = Tell() if progress is None else Tell(progress)
     check_figure(model, asked, objective, parts)
