@@ -74,9 +74,10 @@ class Needs:
 
     def __str__(self) -> str:
         taken = count(ACTIVATIONS * self.sample * self.batch, "B")
+        samples = f"{self.batch} samples" if self.batch > 1 else "one sample"
         return (
             f"memory: the process grows by at most {count(self.bound, 'B')}: {count(BLOCKS * self.block, 'B')} for the "
-            f"weights of a block, {taken} for the activations of {self.batch} samples at a time, "
+            f"weights of a block, {taken} for the activations of {samples} at a time, "
             f"{count(LIBRARIES, 'B')} for torch and its linear algebra, the rest for statistics; disk: "
             f"{count(self.disk, 'B')} while it runs, at most {count(self.model, 'B')} at the end"
         )
