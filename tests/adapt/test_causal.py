@@ -11,7 +11,7 @@ from torch import nn
 from rankfold.adapt import extract
 from rankfold.objectives import CausalLanguageModel
 from rankfold.sites import is_causal
-from rankfold.store.card import _auto
+from rankfold.store.card import _loader
 
 transformers = pytest.importorskip("transformers")
 
@@ -37,7 +37,9 @@ def test_language_models_are_told_as_transformers_tells_them():
     other = [transformers.GPT2Model, transformers.GPT2ForSequenceClassification, transformers.BertForMaskedLM]
     for kind in causal + other:
         assert is_causal(small(kind)) == (kind in causal), kind
-        assert _auto(small(kind)) == ("AutoModelForCausalLM" if kind in causal else "AutoModel")
+        place, loader = _loader(small(kind))
+        assert place == "transformers"
+        assert (loader == "AutoModelForCausalLM") == (kind in causal), (kind, loader)
     assert is_causal(OwnForCausalLM(2, 2))
     assert not is_causal(nn.Linear(2, 2))
 
