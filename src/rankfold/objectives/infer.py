@@ -87,9 +87,7 @@ def _of_targets(values: Tensor, target: Any, batch: Any, known: Sequence[Tensor]
         tensors = "make each target one tensor (torch.tensor(labels)), " if isinstance(target, list | tuple) else ""
         if isinstance(target, Listed):
             given, tensors = f"{type(target[0]).__name__}, one for each sample,", ""
-        raise ObjectiveError(
-            f"targets of type {given} have no known meaning: {tensors}{_OTHERWISE}"
-        )
+        raise ObjectiveError(f"targets of type {given} have no known meaning: {tensors}{_OTHERWISE}")
     if target.is_floating_point() or target.dtype == torch.bool:
         return _of_numbers(values, target, known)
     if values.dim() == 3 and target.shape == values.shape[:2]:

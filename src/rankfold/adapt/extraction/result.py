@@ -86,7 +86,8 @@ class Extraction:
             "budget": self.budget, "norm": self.norm, "error": self.error, "params": self.params,
             "model_params": self.model_params, "moved": self.moved, "layers": [asdict(layer) for layer in self.layers],
             "whole": sorted(self.adapter.whole), "left_out": [asdict(item) for item in self.left_out],
-            "notes": list(self.notes), "tuned": None if self.tuned is None else asdict(self.tuned) | {"unit": self.unit},
+            "notes": list(self.notes),
+            "tuned": None if self.tuned is None else asdict(self.tuned) | {"unit": self.unit},
         }  # fmt: skip
 
 

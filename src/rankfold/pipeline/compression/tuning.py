@@ -43,7 +43,7 @@ class Tuning:
                 return f"{told}, and no step lowered it: the factors stay as they were"
             return f"{told} and is {whole.after:.4g} after step {whole.step}, the best"
         before, after = (fmean(getattr(part, when) for part in self.parts) for when in ("before", "after"))
-        many = f"each of {len(self.parts)} blocks" if len(self.parts) > 1 else "one block, the network"
+        many = f"each of {len(self.parts)} blocks" if len(self.parts) > 1 else "one block"
         return (
             f"{self.steps} steps of {many}; the squared error of a block's output, over its energy, was "
             f"{before:.4g} before and is {after:.4g} after, in the mean"

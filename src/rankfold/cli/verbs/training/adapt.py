@@ -28,6 +28,7 @@ from rankfold.cli.printing import count, loss_text, percent, print_json, print_t
 
 if TYPE_CHECKING:
     from rankfold.cli.loading import Loaded
+    from rankfold.objectives import Objective
     from rankfold.pipeline.adaptation import Adapted
     from rankfold.pipeline.restoring import RestoreSettings
     from rankfold.run.progress import Talk
@@ -201,7 +202,7 @@ def adapt(
             rate = SHARE if learning_rate is None else learning_rate
             wish = RestoreSettings(asked(budget).params or 0.01, steps, rate, batch_size)
             saved = open_either(model, weights, factory, data, download, talk, Cut(length, windows)).to(place)
-            judged = objective_of(objective)
+            judged: Objective | str | None = objective_of(objective)
             if judged is None and saved.needed_data().objective is None:
                 judged = noted_objective(saved.stored, model, talk)
             _restore(saved, original_of(saved, original).to(place), wish, out, judged, talk, as_json)

@@ -69,7 +69,9 @@ def dearer(made: Plan, found: SiteList) -> tuple[str, ...]:
         return ()
     tables = [entry.site for entry in made.changed if found[entry.site].layer.lookup]
     why = f": a table costs none where it is looked up, and as factors ({tables[0]}) a product" if tables else ""
-    more = f", {percent(made.after.flops / made.before.flops - 1)} more than" if made.before.flops else ", where none were"
+    more = (
+        f", {percent(made.after.flops / made.before.flops - 1)} more than" if made.before.flops else ", where none were"
+    )
     return (f"the network takes {count(made.after.flops)} FLOPs{more} before{why}",)
 
 
