@@ -151,8 +151,8 @@ def test_a_network_that_takes_more_flops_says_so_and_why():
     assert more > 0
     said = [remark.replace("\u00a0", " ") for remark in result.remarks if "FLOPs" in remark]
     assert said == [
-        f"the network takes {result.compressed.flops / 1000:.3f} k FLOPs, {100 * more:.1f} % more than before: a table costs none "
-        "where it is looked up, and as factors (0) a product"
+        f"the network takes {result.compressed.flops / 1000:.3f} k FLOPs, {100 * more:.1f} % more than before: a table "
+        "costs none where it is looked up, and as factors (0) a product"
     ]
     assert not any("FLOPs" in each for each in compress(net, (ids[:128], ids[128:]), "flops=1", settings=QUICK).remarks)
 
