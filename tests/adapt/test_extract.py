@@ -252,6 +252,7 @@ def test_tuning_brings_the_answers_nearer_and_leaves_the_models_alone():
     assert better.adapter.ranks == plain.adapter.ranks
     assert better.tuned is not None
     assert better.tuned.after < better.tuned.before
+    assert better.unit == better.to_dict()["tuned"]["unit"] == "squared change"
 
     @torch.no_grad()
     def off(found: Extraction) -> float:

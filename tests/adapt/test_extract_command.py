@@ -43,12 +43,14 @@ def test_with_data_and_tuning(folders, tmp_path):  # noqa: F811
     place, *_ = folders
     tokens = np.random.default_rng(0).integers(0, 40, 4000).astype(np.int16)
     np.save(tmp_path / "tokens.npy", tokens)
-    found = succeeded(
+    asked = (
         "extract", place / "base", place / "tuned", "-o", tmp_path / "a", "--budget", "rank=1", "--data",
         f"tokens:{tmp_path / 'tokens.npy'}", "--length", 16, "--samples", 64, "--tune", 8,
     )  # fmt: skip
+    found = succeeded(*asked)
     assert found["norm"] == "outputs"
     assert found["tuned"]["after"] <= found["tuned"]["before"]
+    assert f"and are by {found['tuned']['after']:.4g} now (nats per token)" in rankfold(*asked, "--restart").stdout
 
 
 def test_files_need_a_model(tmp_path):

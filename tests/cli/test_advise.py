@@ -337,6 +337,15 @@ def test_without_labels_it_is_judged_by_the_original() -> None:
     assert all(isinstance(sentence, str) for sentence in sentences(made))
 
 
+def test_targets_that_tell_nothing_are_refused_as_compress_refuses_them() -> None:
+    """It judged by the original, and recommended commands that ended in this error."""
+    x, y = torch.randn(96, 16), torch.randn(96, 3)
+    network, data = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 8)), ((x[:64], y[:64]), (x[64:], y[64:]))
+    with pytest.raises(ValueError, match=r"train data: targets of shape \(\d+, 3\), float32, do not fit outputs of"):
+        rf.advise(network, data, seconds=0.1)
+    assert not rf.advise(network, data, seconds=0.1, objective="teacher").labelled
+
+
 def test_what_cannot_be_factored_is_named_with_its_share() -> None:
     class Looks(nn.Module):
         def __init__(self) -> None:

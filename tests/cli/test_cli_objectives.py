@@ -83,6 +83,18 @@ def test_a_finished_run_is_read_back_with_its_figures(made):
     assert "objective" in other
 
 
+def test_that_it_was_made_with_an_objective_of_ones_own_is_said(made):
+    """A file does not decide which code runs: it was judged by something else, in silence."""
+    _, _, out = made("worst error")
+    asked = ("evaluate", out, "--model", "own:regression", "--data")
+    again, own = rankfold(*asked, "own:numbers"), "made with the objective worst error, which is one of your own: judge"
+    assert again.stderr.count(f"note: {out} was {own} by it again with --objective package.module:NAME") == 1
+    assert "objective: regression" in again.stderr
+    for told in (rankfold(*asked, "own:numbers", "--objective", "own:worst"), rankfold(*asked, "own:judged")):
+        assert told.exit_code == 0
+        assert own not in told.stderr
+
+
 def test_what_a_model_does_not_take_is_said_once(made):
     _, said, _ = made("embedding")
     assert said.count("BertModel.forward takes no argument idx: this part of every batch is ignored") == 1

@@ -23,6 +23,7 @@ from rankfold.compress.methods.project import Project
 from rankfold.compress.planning.planner import plan
 from rankfold.compress.planning.profile import Calibration
 from rankfold.compress.ranks.budget import Flops, Ranks
+from rankfold.compress.repair.tune import Tuned
 from rankfold.costs import evaluating
 from rankfold.objectives import Evaluation, Figure
 from rankfold.pipeline import (
@@ -39,6 +40,7 @@ from rankfold.pipeline import (
     write_analysis,
 )
 from rankfold.pipeline.compression.outcome.remarks import of_layers, samples_known
+from rankfold.pipeline.compression.tuning import Tuning
 from rankfold.sites import Form, fingerprint
 from rankfold.store import StoreError, Unfinished, load
 from rankfold.train import TrainingError, evaluate
@@ -122,6 +124,37 @@ def test_tuning_leaves_its_trace_in_the_result_the_manifest_and_the_report(tmp_p
     sentence = f"{whole.before:.4g} before and is {whole.after:.4g} after step {whole.step}, the best"
     assert sentence in (tmp_path / "run" / "report.html").read_text()
     assert compress(trained(), digits(), "flops=0.1", settings=asked, directory=tmp_path / "run").tuning == tuning
+
+
+def test_tuning_that_was_not_kept_is_not_called_tuned():
+    def told(by, kept, *steps):
+        return Tuning(30, by, tuple(Tuned(str(n), 0.5, 0.25, step) for n, step in enumerate(steps)), kept).sentence
+
+    block = "30 steps of one block; the squared error of a block's output, over its energy, was 0.5 before and is 0.25 "
+    fell = "the loss on the validation split did not fall"
+    assert told("blocks", True, 0) == f"{block}after, in the mean"
+    assert told("blocks", False, 0) == (
+        f"tried and not kept: {block}after, in the mean; {fell}; --tune-by whole is another way"
+    )
+    assert told("blocks", False, 0, 0).startswith("tried and not kept: 30 steps of each of 2 blocks; the squared")
+    assert told("blocks", False, 0, 0).endswith(f"in the mean; {fell}")
+    assert told("whole", False, 20).endswith(f"and is 0.25 after step 20, the best; {fell}")
+    assert told("whole", False, 0).endswith("was 0.5 before, and no step lowered it: the factors stay as they were")
+
+
+def test_a_network_that_takes_more_flops_says_so_and_why():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Embedding(200, 32), nn.Flatten(), nn.Linear(64, 4)).eval()
+    ids = torch.randint(200, (192, 2))
+    result = compress(net, (ids[:128], ids[128:]), "params=0.6", settings=QUICK)
+    more = result.compressed.flops / result.before.flops - 1
+    assert more > 0
+    said = [remark.replace("\u00a0", " ") for remark in result.remarks if "FLOPs" in remark]
+    assert said == [
+        f"the network takes {result.compressed.flops / 1000:.3f} k FLOPs, {100 * more:.1f} % more than before: a table "
+        "costs none where it is looked up, and as factors (0) a product"
+    ]
+    assert not any("FLOPs" in each for each in compress(net, (ids[:128], ids[128:]), "flops=1", settings=QUICK).remarks)
 
 
 @pytest.mark.parametrize(

@@ -351,6 +351,17 @@ def test_errors_are_drawn_above_the_diagonal_where_measured_exceeds_predicted():
     assert plots.errors([layer(0, predicted_error=0.0, measured_error=0.0)]) is None
 
 
+def test_of_rounding_no_ratio_is_taken():
+    """A layer that is exact was marked as worse than foretold."""
+    near = layer(0, predicted_error=1.7e-8, measured_error=1.5e-7, rounding=9.5e-7)
+    assert summary.error_ratio(near) is None
+    assert summary.error_ratio(replace(near, rounding=0.0)) == pytest.approx(8.8, abs=0.1)
+    assert summary.predictions([near]) == ""
+    page = render(replace(full(), layers=[near, layer(1)]))
+    assert page.count("exact to rounding") == 1
+    assert "8.82×" not in page
+
+
 # --- words and numbers ------------------------------------------------------------------------------------
 
 

@@ -561,3 +561,17 @@ def test_the_inner_metric_says_of_a_wide_layer_what_the_metric_does(method):
         return
     plain = method(damping=0.0).solve(site, Form.FACTORED, 3, weight, None, known, None)
     assert (plain.factors.parts[1] @ plain.factors.parts[0] - one).norm() > 1e-2 * one.norm()
+
+
+def test_a_transposed_convolution_says_that_it_is_one():
+    """Its note was that of experts that choose their tokens, as if something of the data had been in the way."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.ConvTranspose2d(16, 12, 2, 2), nn.ReLU(),
+        nn.Conv2d(12, 3, 1),
+    ).eval()  # fmt: skip
+    made = rf.plan(net, rf.Ranks({"0": 4, "3": 6}), "sequential", torch.randn(64, 1, 8, 8))
+    assert made["3"].note == (
+        "fitted to the original's own inputs: inputs and outputs of ConvTranspose2d are not paired"
+    )
+    assert made["5"].note.startswith("fitted anew, at its size, to make good what earlier layers have changed")

@@ -140,8 +140,12 @@ class Two(nn.Module):
 def test_what_a_model_does_not_take_is_left_out_and_said():
     batch = {"x": X, "scale": X * 0 + 2, "id": torch.arange(40), "labels": NUMBERS}
     model = Named()
-    with pytest.warns(LeftOut, match="Named.forward takes no argument id: this part"):
+    with pytest.warns(LeftOut, match="Named.forward takes no argument id: this part of every batch is ignored$"):
         found = forward(model, batch)
+    with pytest.warns(LeftOut, match="is ignored; if it is the target, call it labels$"):
+        arguments({"x": X, "mask": NUMBERS}, model)
+    with pytest.warns(LeftOut, match="no argument mask, id: .* is ignored; if one is the target, call it labels$"):
+        arguments(({"x": X, "mask": NUMBERS, "id": X},), model)
     assert torch.equal(found, model(X, X * 0 + 2))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -302,7 +306,9 @@ def test_an_embedding_is_learnt_from_its_teacher_alone():
 def test_what_is_missing_is_said_before_any_work():
     for words, call in {
         "objective teacher compares outputs.*none is given": lambda: fit(net(), X, None, RECIPE),
-        "evaluation data: teacher: .* give it as teacher=": lambda: evaluate(net(), X),
+        r"evaluation data: teacher: the data have no targets \(labels\), .* give it as teacher=": lambda: evaluate(
+            net(), X
+        ),
         "do not fit": lambda: fit(net(), (X, draw(40, 2)), None, RECIPE),
         "no objective named 'regresion': did you mean regression": lambda: evaluate(net(), X, objective="regresion"),
         "train data: classification: labels of shape": lambda: fit(net(), (X, NUMBERS[:, :2]), None, RECIPE,

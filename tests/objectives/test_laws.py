@@ -508,6 +508,22 @@ def test_what_ones_own_must_not_give_is_said_in_a_line(kind, sentence):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("part", ["loss", "figure", "answer"])
+def test_what_ones_own_raises_is_told_in_a_line_with_what_it_was_given(part):
+    def mine(output, batch=None):
+        return (output["scores"] - torch.ones(3, 5)).mean()
+
+    wrong = objective("mine", **{"loss": lambda out, batch: out["scores"].mean(), part: mine})
+    call = wrong.answers if part == "answer" else wrong.figures().add
+    with pytest.raises(ObjectiveError) as caught:
+        call({"scores": torch.ones(4, 3), "more": torch.ones(4)}, (torch.ones(4, 2), torch.ones(4, 5)))
+    assert str(caught.value).startswith(
+        f"mine: its {part} failed for targets of shape (4, 5) and outputs of shape (4, 3), (4,): RuntimeError: The size"
+    )
+    assert "\n" not in str(caught.value)
+    assert type(caught.value.__cause__) is RuntimeError
+
+
 def test_a_figure_is_not_called_loss():
     """Its value stood in metrics.jsonl in place of the loss."""
     with pytest.raises(ObjectiveError, match="its figure would have the name of what training minimises: give it anot"):

@@ -117,7 +117,7 @@ def two_halves(batch: Any, model: nn.Module) -> bool:
 def _arguments(batch: Any, model: nn.Module | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
     args, kwargs = given(batch)
     more = _for_decoder(batch, model) if isinstance(batch, Mapping) else {}
-    return args, _taken(more | kwargs, model)
+    return args, _taken(more | kwargs, model, labels_of(batch) is None)
 
 
 def _for_decoder(batch: Mapping[str, Any], model: nn.Module | None) -> dict[str, Any]:
@@ -128,14 +128,15 @@ def _for_decoder(batch: Mapping[str, Any], model: nn.Module | None) -> dict[str,
     return {"decoder_input_ids": shifted(labels)}
 
 
-def _taken(named: dict[str, Any], model: nn.Module | None) -> dict[str, Any]:
+def _taken(named: dict[str, Any], model: nn.Module | None, unlabelled: bool) -> dict[str, Any]:
     names = _inputs_of(model) if named and model is not None else None
     left = [] if names is None else [key for key in named if key not in names]
     if not left or names is None or model is None:
         return named
+    target = f"; if {'it' if len(left) == 1 else 'one'} is the target, call it {LABELS[0]}" * unlabelled
     warnings.warn(
         f"{type(_inner(model)).__name__}.forward takes no argument {', '.join(map(str, left))}: this part of "
-        "every batch is ignored",
+        f"every batch is ignored{target}",
         LeftOut,
         stacklevel=2,
     )

@@ -15,7 +15,7 @@ from rankfold.objectives import objective_names
 from rankfold.run.disk.pretrained import is_factored, is_folder
 from rankfold.run.progress import Talk
 from rankfold.sites import is_pretrained, unwrap
-from rankfold.store import MANIFEST, StoreError, load, read_manifest
+from rankfold.store import MANIFEST, Stored, StoreError, load, read_manifest
 from rankfold.zoo import Resolved, ZooError, load_weights, model_names, resolve
 from rankfold.zoo.data import names_code
 from rankfold.zoo.models import no_such
@@ -59,10 +59,17 @@ def _which_original(loaded: Loaded) -> str:
     return "give --original FILE, the weights that it was made from"
 
 
-def noted_objective(notes: Any) -> str | None:
-    """The objective that a saved model was judged by, where it is a built-in one."""
-    name = notes.get("objective")
-    return name if isinstance(name, str) and name in objective_names() else None
+def noted_objective(stored: Stored | None, made: Path | str, talk: Talk) -> str | None:
+    """The objective that a saved model was judged by, where it is a built-in one; of another one it is said how to give
+    it: a file does not decide which code runs."""
+    name = None if stored is None else stored.notes.get("objective")
+    if not isinstance(name, str) or name in objective_names():
+        return name if isinstance(name, str) else None
+    talk.say(
+        f"note: {made} was made with the objective {name}, which is one of your own: judge by it again with "
+        "--objective package.module:NAME"
+    )
+    return None
 
 
 def is_saved(text: str) -> bool:

@@ -20,6 +20,11 @@ from rankfold.objectives.kinds.regression import Regression, alike
 from rankfold.objectives.kinds.teacher import Teacher
 from rankfold.objectives.names import objective_named
 
+_OTHERWISE = (
+    "give objective=, with a loss of your own (rankfold.objective; --objective package.module:NAME), or 'teacher' "
+    "(--objective teacher), by which outputs are compared with those of the original"
+)
+
 
 @dataclass(frozen=True)
 class Inferred:
@@ -82,11 +87,7 @@ def _of_targets(values: Tensor, target: Any, batch: Any, known: Sequence[Tensor]
         tensors = "make each target one tensor (torch.tensor(labels)), " if isinstance(target, list | tuple) else ""
         if isinstance(target, Listed):
             given, tensors = f"{type(target[0]).__name__}, one for each sample,", ""
-        raise ObjectiveError(
-            f"targets of type {given} have no known meaning: {tensors}give objective= with a loss of your own "
-            "(rankfold.objective), or objective='teacher' (--objective teacher), by which outputs are compared with "
-            "those of the original"
-        )
+        raise ObjectiveError(f"targets of type {given} have no known meaning: {tensors}{_OTHERWISE}")
     if target.is_floating_point() or target.dtype == torch.bool:
         return _of_numbers(values, target, known)
     if values.dim() == 3 and target.shape == values.shape[:2]:
@@ -114,8 +115,7 @@ def _of_targets(values: Tensor, target: Any, batch: Any, known: Sequence[Tensor]
     raise ObjectiveError(
         f"targets of shape {tuple(target.shape)}, {_dtype(target)}, do not fit outputs of shape "
         f"{tuple(values.shape)}: give class indices (N, …) for outputs (N, classes, …), or one number for each "
-        "output; or name another objective= (--objective), such as embedding for vectors that are compared with "
-        "one another"
+        f"output; or {_OTHERWISE}, or embedding, for vectors that are compared with one another"
     )
 
 
@@ -123,7 +123,7 @@ def _of_numbers(values: Tensor, target: Tensor, known: Sequence[Tensor]) -> Infe
     if not alike(values, target):
         raise ObjectiveError(
             f"targets of shape {tuple(target.shape)}, {_dtype(target)}, do not fit outputs of shape "
-            f"{tuple(values.shape)}: give one number for each output{_counts(values, target)}"
+            f"{tuple(values.shape)}: give one number for each output{_counts(values, target)}; or {_OTHERWISE}"
         )
     if target.dtype == torch.bool:
         return Inferred(MultiLabel(), f"targets 0 and 1, one for each output{_of_classes(target)}")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from rankfold.batches import size_of
+from rankfold.batches import labels_of, size_of, tensors_in
 from rankfold.objectives.answer import Answer
 from rankfold.objectives.base import Objective
 from rankfold.objectives.evaluation import Figure, ObjectiveError
@@ -28,10 +29,14 @@ class Own(Objective):
     answer: Callable[[Any], Any] | None = None
 
     def answers(self, output: Any, batch: Any = None) -> tuple[Answer, ...]:
-        return super().answers(output if self.answer is None else self.answer(output), batch)
+        if self.answer is not None:
+            with self._running("answer", output, batch):
+                output = self.answer(output)
+        return super().answers(output, batch)
 
     def losses(self, output: Any, batch: Any, smoothing: float = 0.0) -> tuple[Tensor, int]:
-        value = self.loss(output, batch)
+        with self._running("loss", output, batch):
+            value = self.loss(output, batch)
         if not isinstance(value, Tensor) or value.dim():
             given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ObjectiveError(f"{self.name}: its loss must give one number as a tensor, not {given}")
@@ -40,8 +45,10 @@ class Own(Objective):
     def measure(self, output: Any, batch: Any, taught: Any = None) -> dict[str, Tensor]:
         if self.figure is None:
             return {}
+        with self._running("figure", output, batch):
+            given = self.figure(output, batch)
         try:
-            values = torch.as_tensor(self.figure(output, batch))
+            values = torch.as_tensor(given)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ObjectiveError(f"{self.name}: its figure is not a number ({error})") from error
         if values.dim() > 1 or values.is_complex():
@@ -60,6 +67,24 @@ class Own(Objective):
         if "figure" not in sums:
             return (Figure(self.name, self.mean_loss(sums), False, self.unit),), None
         return (Figure(self.name, float(sums["figure"] / sums["samples"]), self.higher, self.unit),), None
+
+    @contextmanager
+    def _running(self, part: str, output: Any, batch: Any) -> Iterator[None]:
+        """What a function of somebody's raises, as an ``ObjectiveError`` that says what it was given."""
+        try:
+            yield
+        except ObjectiveError:
+            raise
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ObjectiveError(
+                f"{self.name}: its {part} failed for targets of shape {_shapes(labels_of(batch))} and outputs of shape "
+                f"{_shapes(output)}: {reason}"
+            ) from error
+
+
+def _shapes(value: Any) -> str:
+    return ", ".join(str(tuple(tensor.shape)) for tensor in tensors_in(value)) or f"none ({type(value).__name__})"
 
 
 def objective(
@@ -87,7 +112,7 @@ def objective(
         An ``Objective``; ``rankfold.objectives.register`` makes it known to ``--objective``.
 
     Raises:
-        ObjectiveError: a figure called loss; when it is used: a loss or figure that is no number.
+        ObjectiveError: a figure called loss; when it is used: a loss or figure that fails, or is no number.
 
     Example:
         >>> mine = rf.objective("mae", loss=lambda out, batch: (out - batch[1]).abs().mean())

@@ -127,6 +127,7 @@ def _layer_rows(data: ReportData, pictures: Sequence[Markup | None]) -> list[dic
             "params_kept": quantities.kept(row.params_after, row.params_before),
             "flops_kept": quantities.kept(row.flops_after, row.flops_before),
             "ratio": summary.error_ratio(row),
+            "exact": row.rank is not None and summary.exact(row),
             "picture": picture,
         }
         for row, picture in zip(data.layers, pictures, strict=True)

@@ -64,11 +64,16 @@ def predictions(layers: Sequence[LayerRow]) -> str:
 
 
 def error_ratio(row: LayerRow) -> float | None:
-    """Measured over predicted error; None unless both are positive."""
+    """Measured over predicted error; None unless both are positive, and where what was measured is rounding."""
     predicted, measured = row.predicted_error, row.measured_error
-    if not known(predicted) or not known(measured) or not predicted or not measured:
+    if not known(predicted) or not known(measured) or not predicted or not measured or exact(row):
         return None
     return measured / predicted if measured > 0 and predicted > 0 else None
+
+
+def exact(row: LayerRow) -> bool:
+    """Whether nothing but rounding was measured."""
+    return known(row.measured_error) and row.measured_error is not None and row.measured_error <= row.rounding
 
 
 def latency_rows(*states: Mapping[str, Any] | None) -> list[tuple[Any, ...]]:

@@ -21,7 +21,7 @@ class LayerRow:
     the largest of the matrix that this form parts: a spatial pair folds a convolution's anew.
     Errors are relative to the output that the layer had, on held-out data: 0 is exact. `spectrum`: descending
     singular values on which the rank was chosen; may be empty. FLOPs are for one sample. `tied_to`: the row that has
-    the parameters already, where both are one tensor.
+    the parameters already, where both are one tensor. `rounding`: up to which error a layer is exact, as it computes.
     """
 
     name: str
@@ -39,6 +39,7 @@ class LayerRow:
     spectrum: Sequence[float] = ()
     note: str = ""
     tied_to: str = ""
+    rounding: float = 0.0
 
 
 class _Kept:

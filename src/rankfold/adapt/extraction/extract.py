@@ -165,7 +165,7 @@ def extract(
         return result
     here, how = running_model(base, network, first), Steps(tune, RATE, samples, BATCH, torch.optim.Adam)
     adapter, way = refined(here, running, {s.name: s for s in chosen}, result.adapter, data, objective, how, progress)
-    return replace(result, adapter=adapter, tuned=way)
+    return replace(result, adapter=adapter, tuned=way, unit=objective.diverges_in)
 
 
 def _blank(

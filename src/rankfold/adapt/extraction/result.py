@@ -43,6 +43,7 @@ class Extraction:
         notes: sentences on what is odd.
         tuned: where the factors were trained afterwards, how far the answers were off on held-out samples before and
             after; errors are those before.
+        unit: of what ``tuned`` holds, a key of ``rankfold.objectives.units``.
 
     Example:
         >>> base, tuned = nn.Sequential(nn.Linear(8, 8)), nn.Sequential(nn.Linear(8, 8))
@@ -61,6 +62,7 @@ class Extraction:
     moved: float = 0.0
     notes: tuple[str, ...] = ()
     tuned: Way | None = None
+    unit: str = ""
 
     __repr__ = brief
 
@@ -84,7 +86,8 @@ class Extraction:
             "budget": self.budget, "norm": self.norm, "error": self.error, "params": self.params,
             "model_params": self.model_params, "moved": self.moved, "layers": [asdict(layer) for layer in self.layers],
             "whole": sorted(self.adapter.whole), "left_out": [asdict(item) for item in self.left_out],
-            "notes": list(self.notes), "tuned": None if self.tuned is None else asdict(self.tuned),
+            "notes": list(self.notes),
+            "tuned": None if self.tuned is None else asdict(self.tuned) | {"unit": self.unit},
         }  # fmt: skip
 
 

@@ -254,11 +254,7 @@ class _Fit:
                         site, entry.form.decomposed, entry.rank, weight, bias, known, task.metrics.get(site.name)
                     )
                 else:
-                    why = (
-                        "its inputs and outputs cannot be paired"
-                        if fits
-                        else ("its moments take more than the bound of memory")
-                    )
+                    why = self._unpaired(site) if fits else "its moments take more than the bound of memory"
                     made = alone(task, site, entry, why, self.sweep.aside_of(site.name))
                 solved[site.name] = made.held(free)
             except (NotConvergedError, ValueError) as error:
@@ -270,6 +266,11 @@ class _Fit:
         if file is not None and task.seen.team.first:
             write_solved(file, solved)
         return solved
+
+    def _unpaired(self, site: Site) -> str:
+        if site.name in self.astray:
+            return "data decide which rows it is given, so that its inputs and outputs cannot be paired"
+        return f"inputs and outputs of {site.layer.kind} are not paired"
 
     def _fits(self, group: Sequence[Site]) -> bool:
         return self.memory is None or sum(bytes_needed(site, 1) for site in group) <= self.memory

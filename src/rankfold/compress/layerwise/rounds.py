@@ -43,6 +43,7 @@ from rankfold.run.progress import Progress
 Choose = Callable[[Mapping[tuple[str, Form], Tensor]], Plan]
 
 METRIC_SAMPLES = 1024
+_ANEW = "fitted anew, at its size, to make good what earlier layers have changed"
 
 
 def fit(known: Profile, first: Plan, choose: Choose | None) -> Plan:
@@ -156,7 +157,7 @@ class _Fit:
                 site = known.sites[entry.site]
                 free = site.layer.has_bias or known.absorbers.get(site.name) is not None or known.by_token
                 if entry.form is Form.KEEP and free and refittable(root, site) and site.name in known.absorbers:
-                    entry = replace(entry, form=Form.DENSE, note="; ".join(filter(None, (entry.note, "fitted anew"))))
+                    entry = replace(entry, form=Form.DENSE, note="; ".join(filter(None, (entry.note, _ANEW))))
                 entries.append(entry)
         return tuple(entries)
 

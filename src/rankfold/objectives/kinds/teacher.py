@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rankfold.batches import size_of
+from rankfold.batches import labels_of, size_of
 from rankfold.objectives.base import Objective
 from rankfold.objectives.compare import in_parts, paired
 from rankfold.objectives.evaluation import SPREAD, Figure, ObjectiveError, joined, moments
@@ -45,8 +45,9 @@ class Teacher(Objective):
 
     def measure(self, output: Any, batch: Any, taught: Any = None) -> dict[str, Tensor]:
         if taught is None:
+            lacking = "" if labels_of(batch) is not None else "the data have no targets (labels), and "
             raise ObjectiveError(
-                f"{self.name}: outputs are compared with those of the original network: give it as teacher="
+                f"{self.name}: {lacking}outputs are compared with those of the original network: give it as teacher="
             )
         found: dict[str, Tensor] = {"count": torch.tensor(size_of(batch))}
         for index, (now, then) in enumerate(paired(self.answers(output, batch), self.answers(taught, batch))):

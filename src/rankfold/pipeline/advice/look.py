@@ -30,7 +30,7 @@ from rankfold.sites import Form, SiteList, unwrap
 from rankfold.sites.wish import Where
 from rankfold.train import feed
 from rankfold.train.breakdown import at_chance
-from rankfold.train.evaluation import counted
+from rankfold.train.evaluation import choose, counted
 from rankfold.zoo.data import parts_of
 
 BATCHES = (1, 64)
@@ -79,8 +79,8 @@ def advise(
 
     Raises:
         ValueError: ``by`` is none of these, ``max_drop`` is below 0 or more than the figure can fall by; validation
-            data that are missing, empty, without a target that counts, or can be read only once; and as
-            ``rankfold.profile``.
+            data that are missing, empty, without a target that counts, or can be read only once; targets that tell no
+            objective; and as ``rankfold.profile``.
 
     Cost: as many samples as a forward pass allows within ``seconds``, and at least 64, of a slow network 16: one whose
     profile alone takes longer goes over the time, as does one plan at least.
@@ -116,7 +116,9 @@ def _seen(
     example = first_example(root, data.train)
     each = seconds_of_one(root, example)
     said = getattr(data, "objective", None) if objective is None else None
-    told = meant(root, data.train, objective if said is None else said)
+    given = objective if said is None else said
+    # what nobody says and the data do not tell is refused: compress, which is recommended, would refuse it
+    told = choose(root, data.train, None) if given is None else meant(root, data.train, given)
     meaning = None if told is None else told.objective
     if told is not None:
         look.tell.say(str(told if said is None else replace(told, why="as the data say")))

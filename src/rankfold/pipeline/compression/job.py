@@ -45,6 +45,7 @@ from rankfold.pipeline.compression.outcome.measure import (
     samples_of,
 )
 from rankfold.pipeline.compression.outcome.remarks import (
+    dearer,
     further,
     gaps,
     learnt_nothing,
@@ -211,7 +212,7 @@ class _Job(Planner):
                 *unlearned, *unjudged(self.model, example, objective.objective),
                 *(() if quality is None else quality.remarks),
                 *further(quality, result.before.score, result.compressed.score, result.split),
-                *result.remarks, *of_layers(made),
+                *result.remarks, *dearer(made, known.sites), *of_layers(made),
                 *samples_known(start, result.before.score, self.data.validation, result.split),
             ),
         )  # fmt: skip

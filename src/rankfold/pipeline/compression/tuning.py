@@ -30,22 +30,32 @@ class Tuning:
 
     @property
     def sentence(self) -> str:
-        """In words, without a full stop."""
+        """In words, without a full stop: what follows "tuned: ", or "tuning was " where it is not kept."""
+        return self._gained if self.kept else f"tried and not kept: {self._gained}{self._without}"
+
+    @property
+    def _gained(self) -> str:
         if self.by == "whole":
             (whole,) = self.parts
             told = f"{self.steps} steps of the whole network; its divergence from the original on held-out samples was "
             told += f"{whole.before:.4g} before"
             if not whole.step:
                 return f"{told}, and no step lowered it: the factors stay as they were"
-            told += f" and is {whole.after:.4g} after step {whole.step}, the best"
-        else:
-            before, after = (fmean(getattr(part, when) for part in self.parts) for when in ("before", "after"))
-            many = f"{len(self.parts)} block" + ("s" if len(self.parts) > 1 else "")
-            told = (
-                f"{self.steps} steps of each of {many}; the squared error of a block's output, over its energy, was "
-                f"{before:.4g} before and is {after:.4g} after, in the mean"
-            )
-        return told if self.kept else f"{told}; not kept, as the loss on the validation split did not fall"
+            return f"{told} and is {whole.after:.4g} after step {whole.step}, the best"
+        before, after = (fmean(getattr(part, when) for part in self.parts) for when in ("before", "after"))
+        many = f"each of {len(self.parts)} blocks" if len(self.parts) > 1 else "one block"
+        return (
+            f"{self.steps} steps of {many}; the squared error of a block's output, over its energy, was "
+            f"{before:.4g} before and is {after:.4g} after, in the mean"
+        )
+
+    @property
+    def _without(self) -> str:
+        """Why it was not kept, where that is not said yet, and what else may be tried."""
+        if self.by == "whole" and not self.parts[0].step:
+            return ""
+        other = "; --tune-by whole is another way" if self.by == "blocks" and len(self.parts) == 1 else ""
+        return f"; the loss on the validation split did not fall{other}"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as the manifest and ``rankfold compress --json`` hold them."""
@@ -90,5 +100,4 @@ def tuned_copy(
     told = Tuning(settings.tune, by, parts, now.loss < score.loss)
     what = "tuned blocks" if by == "blocks" else "tuned factors"
     tell.say(f"validation {now.judged.name}: {now.judged.text} with {what}" + ("" if told.kept else "; not kept"))
-    tell.say(f"tuned: {told.sentence}")
     return (tuned, now, told) if told.kept else (small, score, told)

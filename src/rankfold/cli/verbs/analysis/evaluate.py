@@ -98,10 +98,12 @@ def evaluate(
     with Talk() as talk, computing(device, precision) as place:
         loaded = open_either(model, weights, factory, data, download, talk, Cut(length, windows))
         loaded, samples = loaded.to(place), loaded.needed_data()
-        noted = None if loaded.stored is None else noted_objective(loaded.stored.notes)
+        given, noted = objective_of(objective), None
+        if given is None and samples.objective is None:
+            noted = noted_objective(loaded.stored, model, talk)
         example, part = loaded.needed_example(), samples.needed(split)
-        chosen = choose(loaded.model, part, objective_of(objective), said=samples.objective or noted, role=split)
-        if noted is not None and samples.objective is None and objective is None:
+        chosen = choose(loaded.model, part, given, said=samples.objective or noted, role=split)
+        if noted is not None:
             chosen = replace(chosen, why=f"as {model} was made")
         talk.say(str(chosen))
         needed = original is not None or not chosen.objective.labelled

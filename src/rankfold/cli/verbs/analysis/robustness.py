@@ -88,7 +88,7 @@ def robustness(
             for name in dict.fromkeys([model, *(beside or ())])
         }
         known, noted = _one_data(opened), opened[model].stored
-        judged = objective_of(objective) or known.objective or (None if noted is None else noted_objective(noted.notes))
+        judged = objective_of(objective) or known.objective or noted_objective(noted, model, talk)
         for name, loaded in opened.items():
             talk.say(f"attacking {name} on {known.amount(split)} of {known.name}, at most {samples}")
             found[name] = measured(

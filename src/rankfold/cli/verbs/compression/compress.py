@@ -215,7 +215,9 @@ def print_result(result: Result) -> None:
         return (name, *texts, note)
 
     def removed(after: float, before: float) -> str:
-        return f"{percent(1 - after / before)} removed" if before else ""
+        if not before:
+            return ""
+        return f"{percent(after / before - 1)} more" if after > before else f"{percent(1 - after / before)} removed"
 
     rows = [
         row(
@@ -250,7 +252,7 @@ def print_result(result: Result) -> None:
     if result.quality is not None:
         print(f"max drop: {result.quality.sentence}")
     if result.tuning is not None:
-        print(f"tuned: {result.tuning.sentence}")
+        print(f"{'tuned: ' if result.tuning.kept else 'tuning was '}{result.tuning.sentence}")
     if result.forecast is not None:
         print(result.forecast.sentence)
     judged_before = () if result.quality is None else result.quality.notes  # told while they were judged

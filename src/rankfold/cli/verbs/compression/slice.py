@@ -112,9 +112,11 @@ def slice_(
             talk.say(f"saved in {out}")
         if loaded.data is not None:
             validation = loaded.data.validation
-            said = loaded.data.objective or noted_objective(stored.notes)
-            chosen = choose(before, validation, objective_of(objective), said=said, role="validation")
-            if said is not None and loaded.data.objective is None and objective is None:
+            given, said, noted = objective_of(objective), loaded.data.objective, None
+            if given is None and said is None:
+                noted = noted_objective(stored, directory, talk)
+            chosen = choose(before, validation, given, said=said or noted, role="validation")
+            if noted is not None:
                 chosen = replace(chosen, why=f"as {directory} was made")
             talk.say(str(chosen))
             for name, network in (("before", before), ("after", sliced.model)):

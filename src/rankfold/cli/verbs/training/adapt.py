@@ -28,6 +28,7 @@ from rankfold.cli.printing import count, loss_text, percent, print_json, print_t
 
 if TYPE_CHECKING:
     from rankfold.cli.loading import Loaded
+    from rankfold.objectives import Objective
     from rankfold.pipeline.adaptation import Adapted
     from rankfold.pipeline.restoring import RestoreSettings
     from rankfold.run.progress import Talk
@@ -167,7 +168,7 @@ def adapt(
     from rankfold.adapt.extraction.budget import asked
     from rankfold.cli.choices import chosen_layers, computing, objective_of, set_threads
     from rankfold.cli.loading import Cut, open_model
-    from rankfold.cli.saved import is_saved, original_of
+    from rankfold.cli.saved import is_saved, noted_objective, original_of
     from rankfold.cli.trained import open_either
     from rankfold.compress.repair.natural import SHARE
     from rankfold.pipeline.adaptation import AdaptSettings
@@ -201,7 +202,10 @@ def adapt(
             rate = SHARE if learning_rate is None else learning_rate
             wish = RestoreSettings(asked(budget).params or 0.01, steps, rate, batch_size)
             saved = open_either(model, weights, factory, data, download, talk, Cut(length, windows)).to(place)
-            _restore(saved, original_of(saved, original).to(place), wish, out, objective_of(objective), talk, as_json)
+            judged: Objective | str | None = objective_of(objective)
+            if judged is None and saved.needed_data().objective is None:
+                judged = noted_objective(saved.stored, model, talk)
+            _restore(saved, original_of(saved, original).to(place), wish, out, judged, talk, as_json)
             return
         check_idle("without --original DIR", steps=steps != 200, model=factory)
         check_idle("with another method than debora", radius=radius != 8.0 and method != "debora")
@@ -258,12 +262,10 @@ def _print(found: Adapted) -> None:
 def _restore(
     saved: Loaded, original: Any, wish: RestoreSettings, out: Path, objective: Any, talk: Talk, as_json: bool
 ) -> None:
-    from rankfold.cli.saved import noted_objective
     from rankfold.pipeline.restoring import restore
 
     stored = saved.needed_stored()
-    asked = objective or noted_objective(stored.notes)
-    found = restore(stored, original, saved.needed_data(), wish, out, objective=asked, tell=talk.tell)
+    found = restore(stored, original, saved.needed_data(), wish, out, objective=objective, tell=talk.tell)
     if as_json:
         print_json(found.to_dict())
         return

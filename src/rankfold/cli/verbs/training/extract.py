@@ -228,7 +228,8 @@ def _print(found: Extraction) -> None:
     if found.tuned is not None:
         way = found.tuned
         print(
-            f"tuned: on held-out samples the answers were off by {way.before:.4g} before and are by {way.after:.4g} now"
+            f"tuned: on held-out samples the answers were off by {way.before:.4g} before and are by {way.after:.4g} "
+            f"now ({found.unit})"
         )
     if found.adapter.whole:
         print(f"kept whole: {', '.join(sorted(found.adapter.whole))}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rankfold.batches import place_of
 from rankfold.compress.methods.method import Method
 from rankfold.compress.planning.plan import Entry, Plan
 from rankfold.compress.planning.profile import Profile
@@ -25,6 +26,8 @@ from rankfold.pipeline.compression.outcome.result import Result
 from rankfold.report import CurvePoint, FigureKind, LayerRow, ReportData, SearchShown, TriedPoint, quantities
 from rankfold.sites import Form
 from rankfold.train import History
+
+_STEPS = 8  # of a dtype: how far rounding moves the output of a layer
 
 
 def report_data(
@@ -46,7 +49,7 @@ def report_data(
         before=_stage(result.before),
         compressed=_stage(result.compressed),
         finetuned=None if result.finetuned is None else _stage(result.finetuned),
-        layers=_layers(known, result.plan, errors, method),
+        layers=_layers(known, result, errors, method),
         skipped=result.plan.left_out,
         figures=[FigureKind(figure.name, figure.unit) for figure in result.before.score.figures],
         curve=[CurvePoint(p.label, p.kept_flops, p.kept_params, p.figure.value) for p in curve.points],
@@ -142,7 +145,9 @@ def _stage(figures: Figures) -> dict[str, Any]:
     return figures.to_dict() | {"latency_ms": dict(figures.latencies)} | figures.prompts
 
 
-def _layers(known: Profile, plan: Plan, errors: Mapping[str, float], method: Method) -> list[LayerRow]:
+def _layers(known: Profile, result: Result, errors: Mapping[str, float], method: Method) -> list[LayerRow]:
+    plan, place = result.plan, place_of(result.model.modules())
+    rounding = 0.0 if place is None else _STEPS * torch.finfo(place.dtype).eps
     too_far = over_fitted(plan, errors, method=method)
     rows, owners = [], dict[str, str]()  # of parameters that several sites share: the first has them
     for entry in plan.entries:
@@ -171,6 +176,7 @@ def _layers(known: Profile, plan: Plan, errors: Mapping[str, float], method: Met
                 spectrum=_levels(known, entry, plan),
                 note=note,
                 tied_to=owner,
+                rounding=rounding,
             )
         )
     return rows

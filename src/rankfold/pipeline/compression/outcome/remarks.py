@@ -19,6 +19,7 @@ from rankfold.pipeline.compression.outcome.heldout import over_fitted
 from rankfold.pipeline.quality.search import ROUNDING
 from rankfold.pipeline.quality.value import Quality
 from rankfold.report.quantities import count, percent
+from rankfold.sites import SiteList
 from rankfold.sites.wish import Where
 from rankfold.train.breakdown import at_chance
 from rankfold.train.feed import samples
@@ -60,6 +61,18 @@ def of_layers(made: Plan) -> tuple[str, ...]:
         f"{', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}: {why}"
         for why, names in found.items()
     )
+
+
+def dearer(made: Plan, found: SiteList) -> tuple[str, ...]:
+    """A sentence where the network takes more FLOPs than before, which a budget in something else allows."""
+    if made.after.flops <= made.before.flops:
+        return ()
+    tables = [entry.site for entry in made.changed if found[entry.site].layer.lookup]
+    why = f": a table costs none where it is looked up, and as factors ({tables[0]}) a product" if tables else ""
+    more = (
+        f", {percent(made.after.flops / made.before.flops - 1)} more than" if made.before.flops else ", where none were"
+    )
+    return (f"the network takes {count(made.after.flops)} FLOPs{more} before{why}",)
 
 
 def learnt_nothing(start: Evaluation) -> tuple[str, ...]:
