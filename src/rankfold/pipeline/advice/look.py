@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import nn
 
-from rankfold.batches import copied
+from rankfold.batches import batches_of, copied, labels_of
 from rankfold.compress.applying.apply import apply_
 from rankfold.compress.planning.plan import Plan
 from rankfold.compress.planning.profile import Calibration, Profile
 from rankfold.compress.planning.profiling import meant, profile
 from rankfold.compress.repair.batchnorm import Reference, reestimate_
 from rankfold.costs import CALLED, Cost
-from rankfold.objectives import Figure, Figures, Objective
+from rankfold.objectives import Figure, Figures, Objective, Teacher
 from rankfold.observe.passes import separable
 from rankfold.pipeline.advice.found import Advice, Saved, Tried
 from rankfold.pipeline.advice.spending import KEPT, Look, affordable, profiled_within, seconds_of_one
@@ -117,8 +117,9 @@ def _seen(
     each = seconds_of_one(root, example)
     said = getattr(data, "objective", None) if objective is None else None
     given = objective if said is None else said
-    # what nobody says and the data do not tell is refused: compress, which is recommended, would refuse it
-    told = choose(root, data.train, None) if given is None else meant(root, data.train, given)
+    told = meant(root, data.train, given)
+    if given is None and told is not None and isinstance(told.objective, Teacher) and _labelled(data.train):
+        choose(root, data.train, None)  # refuses what nobody says and the data do not tell, as compress would
     meaning = None if told is None else told.objective
     if told is not None:
         look.tell.say(str(told if said is None else replace(told, why="as the data say")))
@@ -225,3 +226,7 @@ def _parts(
     parts = sorted(((count / max(whole.params, 1), name, why) for why, (count, name) in outside.items()), reverse=True)
     shares = dense.params / max(whole.params, 1), dense.flops / max(whole.flops, 1)
     return shares, tables / max(whole.params, 1), tuple(part for part in parts[:SHOWN] if part[0] >= WORTH)
+
+
+def _labelled(data: Any) -> bool:
+    return any(labels_of(batch) is not None for batch in batches_of(data, 1, 1))

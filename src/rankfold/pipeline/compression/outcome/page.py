@@ -9,6 +9,7 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
+from torch import nn
 
 from rankfold.batches import place_of
 from rankfold.compress.methods.method import Method
@@ -49,7 +50,7 @@ def report_data(
         before=_stage(result.before),
         compressed=_stage(result.compressed),
         finetuned=None if result.finetuned is None else _stage(result.finetuned),
-        layers=_layers(known, result, errors, method),
+        layers=_layers(known, result.plan, errors, method, _rounding(result.model)),
         skipped=result.plan.left_out,
         figures=[FigureKind(figure.name, figure.unit) for figure in result.before.score.figures],
         curve=[CurvePoint(p.label, p.kept_flops, p.kept_params, p.figure.value) for p in curve.points],
@@ -145,9 +146,15 @@ def _stage(figures: Figures) -> dict[str, Any]:
     return figures.to_dict() | {"latency_ms": dict(figures.latencies)} | figures.prompts
 
 
-def _layers(known: Profile, result: Result, errors: Mapping[str, float], method: Method) -> list[LayerRow]:
-    plan, place = result.plan, place_of(result.model.modules())
-    rounding = 0.0 if place is None else _STEPS * torch.finfo(place.dtype).eps
+def _rounding(model: nn.Module) -> float:
+    """An error of a layer's output that says nothing."""
+    place = place_of(model.modules())
+    return 0.0 if place is None else _STEPS * torch.finfo(place.dtype).eps
+
+
+def _layers(
+    known: Profile, plan: Plan, errors: Mapping[str, float], method: Method, rounding: float = 0.0
+) -> list[LayerRow]:
     too_far = over_fitted(plan, errors, method=method)
     rows, owners = [], dict[str, str]()  # of parameters that several sites share: the first has them
     for entry in plan.entries:
