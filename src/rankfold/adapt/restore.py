@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from rankfold.adapt.beside import read_through
 from rankfold.batches import check_rereadable, forward
+from rankfold.batches.parts import parts_of
 from rankfold.compress.repair.natural import SHARE, Natural
-from rankfold.compress.repair.whole import Steps, check_steps, gradients_of, parts_of, trainable, tune_whole_
+from rankfold.compress.repair.whole import Steps, check_steps, gradients_of, trainable, tune_whole_
 from rankfold.costs import evaluating
 from rankfold.linalg import svd
 from rankfold.linalg.brief import brief

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rankfold.batches import arguments, batches_of, divisible, mapped, samples_of, size_of, tensors_in
+from rankfold.batches.parts import parts_of
 from rankfold.linalg.brief import brief
 
 TOGETHER = 128  # samples at a time, at most, of data that are in no batches
@@ -28,13 +29,7 @@ class Parts:
     __repr__ = brief
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in batches_of(self.data, self.size, self.limit):
-            count = size_of(batch)
-            if count <= self.size or not divisible(arguments(batch), count):
-                yield batch
-                continue
-            for start in range(0, count, self.size):
-                yield samples_of(batch, count, slice(start, start + self.size))
+        return parts_of(self.data, self.size, self.limit)
 
 
 @dataclass

@@ -28,7 +28,8 @@ from rankfold.adapt.extraction.whole import kept_whole, moved_whole, outside, re
 from rankfold.adapt.peft_format import Adapter
 from rankfold.adapt.places import NOT_CHOSEN, Places, places
 from rankfold.batches import check_rereadable
-from rankfold.compress.repair.whole import Steps, is_count
+from rankfold.compress.ranks.numbers import whole as whole_number
+from rankfold.compress.repair.whole import Steps
 from rankfold.linalg.leading import Leading, leading
 from rankfold.objectives import CausalLanguageModel, Objective, Teacher, objective_named
 from rankfold.run.disk.pretrained import config_of, is_folder
@@ -105,8 +106,7 @@ def extract(
         )
     check_rereadable(data)
     for name, count, least in (("samples", samples, 1), ("tune", tune, 0)):
-        if not is_count(count, least):
-            raise ValueError(f"{name} must be a whole number of at least {least}, got {count!r}")
+        whole_number(name, count, least)
     wanted, objective = asked(budget), None if objective is None else objective_named(objective)
     network = _network(base, tuned, model)
     first, second = (Named(_tensors(source, network), network) for source in (base, tuned))

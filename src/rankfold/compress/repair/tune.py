@@ -18,9 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from rankfold.batches import check_rereadable, forward, tensors_in
+from rankfold.batches.parts import parts_of
 from rankfold.compress.repair.blocks import blocks, differentiate, numbers, off, within
 from rankfold.compress.repair.turning import RATE, Turning
-from rankfold.compress.repair.whole import Steps, check_steps, gradients_of, parts_of, trainable, tune_whole_
+from rankfold.compress.repair.whole import Steps, check_steps, gradients_of, trainable, tune_whole_
 from rankfold.costs import evaluating
 from rankfold.layers.rounded import is_whole
 from rankfold.layers.shared import Shared

@@ -7,13 +7,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle, islice
-from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from rankfold.batches import batches_of, forward, samples_of, size_of, tensors_in, two_halves
+from rankfold.batches import forward, tensors_in, two_halves
+from rankfold.batches.parts import parts_of
+from rankfold.compress.ranks.numbers import whole
 from rankfold.compress.repair.blocks import blocks_of_both, blocks_off, differentiate, noted
 from rankfold.compress.repair.turning import Turning, rate_for
 from rankfold.costs import evaluating
@@ -132,18 +133,6 @@ def judging(how: Steps, objective: Objective) -> int:
     return min(most, max(least, how.count * how.batch_size // (LOOKS + 1))) if objective.by_token else most
 
 
-def parts_of(data: Any, size: int, limit: int | None = None) -> Iterator[Any]:
-    """``batches_of`` data, of at most ``size`` samples each, also of larger ones."""
-    seen = 0
-    for batch in batches_of(data, size):
-        count = size_of(batch)
-        for start in range(0, count, size):
-            if limit is not None and seen >= limit:
-                return
-            yield batch if count <= size else samples_of(batch, count, slice(start, start + size))
-            seen += min(size, count - start)
-
-
 def _forever(parts: Sequence[Any]) -> Iterator[Any]:
     """The parts in a random order, again and again in others; the same each time."""
     generator = torch.Generator().manual_seed(0)
@@ -200,21 +189,15 @@ def check_steps(
     steps: int, batch_size: int | None, samples: int | None, learning_rate: float | None, what: str = "tune_"
 ) -> None:
     """``ValueError`` for numbers that ``what`` cannot train with."""
-    if not is_count(steps):
-        raise ValueError(
-            f"steps must be a whole number of at least 1, got {steps!r}: to leave the factors as they are, leave "
-            f"{what} out"
-        )
+    try:
+        whole("steps", steps)
+    except ValueError as error:
+        raise ValueError(f"{error}: to leave the factors as they are, leave {what} out") from None
     for name, value in (("batch_size", batch_size), ("samples", samples)):
-        if value is not None and not is_count(value):
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+        if value is not None:
+            whole(name, value)
     if learning_rate is not None and not 0 < learning_rate < float("inf"):
         raise ValueError(f"learning_rate must be above 0 and finite, or None for the default, got {learning_rate}")
-
-
-def is_count(value: object, least: int = 1) -> bool:
-    """Whether ``value`` is a whole number of at least ``least``."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
